@@ -1,0 +1,86 @@
+"""The words between dengine_sm and its plugins: hooks and what they return.
+
+A plugin is a module or object named by an entry point in group `dengine_sm`. It
+implements one hook or both, marked with `hookimpl`:
+
+    from dengine_sm import Backend, Durability, hookimpl
+
+    @hookimpl
+    def dengine_sm_backends():
+        return [Backend("mine", create, durability=Durability.ON_FLUSH, summary="...")]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pluggy
+
+from dengine_sm.contract import CONTRACT_VERSION, StateMachine
+from dengine_sm.log.contract import CommitLog
+from dengine_sm.model import Durability, Limits
+
+PROJECT_NAME = "dengine_sm"
+ENTRY_POINT_GROUP = "dengine_sm"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@attrs.frozen
+class NoOptions:
+    """Options of a backend that has none."""
+
+
+@attrs.frozen
+class Backend:
+    """A state machine backend as a plugin registers it."""
+
+    name: str
+    """What the user writes in the config; lower case, unique among what is installed."""
+    factory: Callable[[Path, Any], StateMachine]
+    """`factory(data_dir, options)` constructs a machine and touches nothing (LIFE-1).
+
+    Import native libraries here, not at module level: listing backends must stay light.
+    """
+    options: type = NoOptions
+    """An attrs class; the config's table is structured into it. Every field has a default."""
+    durability: Durability | Callable[[Any], Durability] = Durability.ON_FLUSH
+    """The durability class, or a function of the options that returns it."""
+    contract_version: int = CONTRACT_VERSION
+    summary: str = ""
+    """One line for `dengine-sm backends`."""
+    limits: Limits | None = None
+    """Sizes a key-value machine accepts; None for a machine that is not key-value."""
+
+    def durability_for(self, options: Any) -> Durability:
+        """Return the durability class under these options."""
+        if isinstance(self.durability, Durability):
+            return self.durability
+        return self.durability(options)
+
+
+@attrs.frozen
+class LogEngine:
+    """A commit log as a plugin registers it."""
+
+    name: str
+    """What the user writes as `[log] engine`."""
+    factory: Callable[[Path, Any], CommitLog]
+    """`factory(log_dir, options)` constructs a log and touches nothing."""
+    options: type = NoOptions
+    """An attrs class, structured from `[log.options]`."""
+    summary: str = ""
+
+
+@hookspec
+def dengine_sm_backends() -> Iterable[Backend]:  # type: ignore[empty-body]  # a hook spec
+    """Return the state machine backends that this plugin offers."""
+
+
+@hookspec
+def dengine_sm_commit_logs() -> Iterable[LogEngine]:  # type: ignore[empty-body]  # a hook spec
+    """Return the commit logs that this plugin offers."""

@@ -1,0 +1,1 @@
+"""The commit log Protocol and the embedded one-node log."""
