@@ -1,0 +1,19 @@
+"""Durable file primitives: framed log, atomic replace, directory lock."""
+
+from dengine_sm.files.atomic import read_checked_file, replace_file, write_checked_file
+from dengine_sm.files.filesystem import FileSystem, OsFileSystem, sync_directory
+from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
+from dengine_sm.files.lock import DirectoryLock
+
+__all__ = [
+    "DirectoryLock",
+    "FileSystem",
+    "FramedLog",
+    "LogRecord",
+    "OsFileSystem",
+    "RecoveryReport",
+    "read_checked_file",
+    "replace_file",
+    "sync_directory",
+    "write_checked_file",
+]
