@@ -1,0 +1,300 @@
+"""The portable key-value snapshot, `kv-portable/1`: equal states, identical bytes.
+
+The directory holds the manifest and `entries.cbor`, a CBOR sequence (RFC 8742) of
+
+    header  = ["kv-portable", 1, [term, index], clock_ms]
+    block   = [[key...], [value...], [[position, deadline_ms]...]]
+    trailer = [number of entries in all blocks]
+
+Keys rise strictly by their bytes through all blocks. A block is closed by the entry that
+brings it to 1024 entries or to 1 MiB of keys and values, so that where blocks end
+depends on the state alone.
+
+Source: CONTRACT SNAP-11, SNAP-13.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import attrs
+
+from dengine_sm.codec import decode_sequence, encode, pack_log_id, unpack_log_id
+from dengine_sm.errors import SnapshotError
+from dengine_sm.files.filesystem import storage_errors
+from dengine_sm.model import LogId
+from dengine_sm.snapshot._disk import BLOCK_BYTES, damaged, open_regular
+from dengine_sm.snapshot.manifest import MANIFEST_NAME, read_manifest, seal_snapshot
+
+PORTABLE_FORMAT = "kv-portable/1"
+ENTRIES_NAME = "entries.cbor"
+BLOCK_ENTRIES = 1024
+
+_MAGIC = "kv-portable"
+_VERSION = 1
+
+Row = tuple[bytes, bytes, int | None]
+
+
+class SnapshotAborted(SnapshotError):  # noqa: N818 - the caller asked for it, not a failure
+    """Writing stopped because `should_stop` said so; nothing is left of it."""
+
+
+@attrs.frozen
+class Block:
+    """A run of entries; the position of an entry is its place in `keys`."""
+
+    keys: list[bytes]
+    """Rising strictly, within the block and from block to block."""
+    values: list[bytes]
+    """One for each key."""
+    deadlines: dict[int, int]
+    """Position to deadline in milliseconds, for the entries that have one."""
+
+
+@attrs.frozen
+class PortableSnapshot:
+    """A portable snapshot that is being read."""
+
+    last_included: LogId
+    clock_ms: int
+    """The log's clock after `last_included`."""
+    blocks: Iterator[Block]
+    """To be read once; one block at a time is in memory."""
+
+
+def never() -> bool:
+    """Return False: nothing asks the writer to stop."""
+    return False
+
+
+def write_portable(
+    directory: Path,
+    *,
+    last_included: LogId,
+    clock_ms: int,
+    entries: Iterable[Row],
+    should_stop: Callable[[], bool] = never,
+    on_progress: Callable[[int], None] | None = None,
+) -> bytes:
+    """Write a portable snapshot and seal it.
+
+    Args:
+        directory: absent or empty.
+        last_included: the entry the state belongs to.
+        clock_ms: the log's clock at that entry.
+        entries: `(key, value, deadline_ms or None)`, rising strictly by key bytes.
+        should_stop: asked between blocks, from the calling thread.
+        on_progress: told after each block how many entries are written so far.
+
+    Returns:
+        The checksum for `SnapshotMetadata`, 32 bytes.
+
+    Raises:
+        SnapshotAborted: `should_stop` said so.
+        SnapshotError: the directory is not empty (it is untouched), or the keys do not
+            rise.
+        StorageError: the disk refused.
+
+    Whatever is raised, by `entries` too, what was written is removed again.
+    """
+    with storage_errors(directory, "write the snapshot", "what was written is removed"):
+        created = _prepare(directory)
+        try:
+            with (directory / ENTRIES_NAME).open("xb", buffering=BLOCK_BYTES) as stream:
+                header = [_MAGIC, _VERSION, pack_log_id(last_included), clock_ms]
+                stream.write(encode(header))
+                total = 0
+                for block in _blocks(entries, directory):
+                    _stop_if(should_stop, directory)
+                    stream.write(encode(block))
+                    total += len(block[0])
+                    if on_progress is not None:
+                        on_progress(total)
+                stream.write(encode([total]))
+            _stop_if(should_stop, directory)
+            return seal_snapshot(directory, format=PORTABLE_FORMAT, last_included=last_included)
+        except BaseException:
+            _remove(directory, created)
+            raise
+
+
+def read_portable(directory: Path) -> PortableSnapshot:
+    """Begin to read a directory that `verify_snapshot` has accepted.
+
+    The blocks are read as they are asked for, and raise in their turn.
+
+    Raises:
+        SnapshotCorruptionError: the content is not a portable snapshot.
+        StorageError: the disk refused.
+    """
+    path = directory / ENTRIES_NAME
+    manifest, _ = read_manifest(directory)
+    with storage_errors(path, "read the snapshot", "it was not used"), open_regular(path) as stream:
+        last_included, clock_ms = _unpack_header(path, next(_items(path, stream), None))
+    if manifest.last_included != last_included:
+        raise damaged(
+            path,
+            f"begins with last_included {last_included!r}, "
+            f"its manifest says {manifest.last_included!r}",
+            expected=manifest.last_included,
+            observed=last_included,
+        )
+    return PortableSnapshot(last_included, clock_ms, _read_blocks(path))
+
+
+def _prepare(directory: Path) -> bool:
+    """Make sure that the directory exists and is empty; tell whether it was created."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if any(directory.iterdir()):
+            raise SnapshotError(
+                f"snapshot directory '{directory}' is not empty; nothing was written",
+                path=directory,
+            ) from None
+        return False
+    return True
+
+
+def _remove(directory: Path, created: bool) -> None:
+    for name in (ENTRIES_NAME, MANIFEST_NAME):
+        with suppress(OSError):
+            (directory / name).unlink()
+    if created:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _stop_if(should_stop: Callable[[], bool], directory: Path) -> None:
+    if should_stop():
+        raise SnapshotAborted(
+            f"snapshot '{directory}': stopped on request; what was written is removed",
+            path=directory,
+        )
+
+
+def _blocks(entries: Iterable[Row], directory: Path) -> Iterator[list[list[Any]]]:
+    last_key: bytes | None = None
+    rows = iter(entries)
+    while True:
+        keys, values, deadlines = _fill(rows)
+        if not keys:
+            return
+        if (last_key is not None and keys[0] <= last_key) or not _rises(keys):
+            _refuse_order(directory, keys if last_key is None else [last_key, *keys])
+        last_key = keys[-1]
+        yield [keys, values, deadlines]
+
+
+def _fill(rows: Iterator[Row]) -> tuple[list[bytes], list[bytes], list[list[int]]]:
+    """Take the entries of one block."""
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    deadlines: list[list[int]] = []
+    size = 0
+    for key, value, deadline_ms in islice(rows, BLOCK_ENTRIES):
+        if deadline_ms is not None:
+            deadlines.append([len(keys), deadline_ms])
+        keys.append(key)
+        values.append(value)
+        size += len(key) + len(value)
+        if size >= BLOCK_BYTES:
+            break
+    return keys, values, deadlines
+
+
+def _rises(items: list[Any]) -> bool:
+    return all(map(operator.lt, items, islice(items, 1, None)))
+
+
+def _refuse_order(directory: Path, keys: list[bytes]) -> NoReturn:
+    before, after = next((a, b) for a, b in pairwise(keys) if a >= b)
+    raise SnapshotError(
+        f"snapshot '{directory}': key {after!r} comes after {before!r}; expected keys that "
+        f"rise strictly; what was written is removed",
+        path=directory,
+        expected=before,
+        observed=after,
+    )
+
+
+def _items(path: Path, stream: IO[bytes]) -> Iterator[Any]:
+    try:
+        yield from decode_sequence(stream)
+    except ValueError as exc:
+        raise damaged(path, str(exc)) from exc
+
+
+def _unpack_header(path: Path, item: Any) -> tuple[LogId, int]:
+    match item:
+        case [str(magic), int(version), log_id, int(clock_ms)] if (
+            magic == _MAGIC and version == _VERSION and type(clock_ms) is int
+        ):
+            with suppress(ValueError):
+                return unpack_log_id(log_id), clock_ms
+    raise damaged(path, "does not begin with the header of a portable snapshot")
+
+
+def _read_blocks(path: Path) -> Iterator[Block]:
+    total = 0
+    last_key: bytes | None = None
+    with storage_errors(path, "read the snapshot", "it was not used"), open_regular(path) as stream:
+        items = _items(path, stream)
+        next(items, None)
+        for item in items:
+            if type(item) is list and len(item) == 1:
+                _check_end(path, item, total, items)
+                return
+            block = _unpack_block(item)
+            if block is None or (last_key is not None and block.keys[0] <= last_key):
+                raise damaged(path, f"what follows entry {total} is not a block of entries")
+            total += len(block.keys)
+            last_key = block.keys[-1]
+            yield block
+    raise damaged(path, f"ends after {total} entries, without its trailer")
+
+
+def _check_end(path: Path, trailer: list[Any], total: int, rest: Iterator[Any]) -> None:
+    if type(trailer[0]) is not int or trailer[0] != total:
+        raise damaged(
+            path,
+            f"holds {total} entries, its trailer says {trailer[0]!r}",
+            expected=trailer[0],
+            observed=total,
+        )
+    if next(rest, None) is not None:
+        raise damaged(path, "goes on after its trailer")
+
+
+def _unpack_block(item: Any) -> Block | None:
+    """Return the block, or None when the item is none."""
+    match item:
+        case [[_, *_] as keys, list(values), list(pairs)] if (
+            len(keys) == len(values)
+            and set(map(type, keys)) == {bytes} == set(map(type, values))
+            and _rises(keys)
+        ):
+            deadlines = _unpack_deadlines(pairs, len(keys))
+            return None if deadlines is None else Block(keys, values, deadlines)
+    return None
+
+
+def _unpack_deadlines(pairs: list[Any], count: int) -> dict[int, int] | None:
+    for pair in pairs:
+        match pair:
+            case [position, deadline] if type(position) is int and type(deadline) is int:
+                continue
+        return None
+    deadlines: dict[int, int] = dict(pairs)
+    positions = list(deadlines)
+    if len(deadlines) != len(pairs) or not _rises(positions):
+        return None
+    if positions and not (positions[0] >= 0 and positions[-1] < count):
+        return None
+    return deadlines
