@@ -1,0 +1,214 @@
+"""Execute the commands of one chunk against a store, into one write batch.
+
+Nothing is written here: reads go to the batch first and to the store second, so that an
+entry sees what earlier ones of its chunk did (APPLY-4), and a failure leaves no trace.
+
+Keys with a time to live have two bookkeeping rows, changed together with the data:
+`d/` + key holds the deadline, and `t/` + deadline + key orders the deadlines. A key is
+removed by the very entry that passes its deadline, so that no read has to ask the time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dengine_sm.codec import decode_prefix
+from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command
+from dengine_sm.kv.store import KeyValueStore, WriteBatch
+from dengine_sm.model import Entry, Limits
+
+DEADLINE_OF = b"d/"
+DUE_AT = b"t/"
+AFTER_DUE_AT = b"t0"
+NEVER = (1 << 64) - 1
+"""The greatest deadline; a later one is as good as this."""
+
+_PUT_HEAD = b"\x84\x01"
+_MISSING: Any = object()
+
+
+def pack_deadline(deadline_ms: int) -> bytes:
+    """Return 8 bytes that sort as the number does."""
+    return deadline_ms.to_bytes(8, "big")
+
+
+def unpack_deadline(row: bytes) -> int:
+    """Return the number of `pack_deadline`."""
+    return int.from_bytes(row[:8], "big")
+
+
+def first_deadline(store: KeyValueStore) -> int:
+    """Return the earliest deadline in a store, or `NEVER`."""
+    for row, _ in store.scan_internal(DUE_AT, AFTER_DUE_AT):
+        return unpack_deadline(row[len(DUE_AT) :])
+    return NEVER
+
+
+def _string_head(length: int) -> int:
+    """Return the size of the CBOR head of a byte string."""
+    if length < 24:
+        return 1
+    if length < 256:
+        return 2
+    return 3 if length < 65536 else 5
+
+
+class Execution:
+    """One chunk being executed; `batch` holds the changes afterwards."""
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        limits: Limits,
+        *,
+        clock_ms: int,
+        timed_keys: int,
+        next_deadline: int,
+    ) -> None:
+        self.batch = WriteBatch()
+        self.clock_ms = clock_ms
+        self.timed_keys = timed_keys
+        self.next_deadline = next_deadline
+        self.rejected: set[int] = set()
+        """Positions in the executed entries whose outcome is REJECTED."""
+        self._store = store
+        self._limits = limits
+        self._new_deadlines: list[tuple[int, bytes]] = []
+        self._old_deadlines: Iterator[tuple[bytes, bytes]] | None = None
+        self._old_next: tuple[int, bytes] | None = None
+
+    def run(self, entries: Sequence[Entry]) -> None:
+        """Execute entries in order."""
+        data = self.batch.data
+        clock = self.clock_ms
+        due = self.next_deadline
+        max_key, max_value = self._limits.max_key_bytes, self._limits.max_value_bytes
+        for position, entry in enumerate(entries):
+            if entry.timestamp_ms > clock:
+                self.clock_ms = clock = entry.timestamp_ms
+                if clock >= due:
+                    self._expire()
+                    due = self.next_deadline
+            command = entry.data
+            if command[:2] == _PUT_HEAD and not self.timed_keys:
+                # The common case, without building a command: a put into a state without
+                # deadlines. The size check holds exactly for the deterministic encoding.
+                try:
+                    _, key, value, ttl_ms = decode_prefix(command)
+                except MemoryError:
+                    raise
+                except Exception:
+                    self.rejected.add(position)
+                    continue
+                if (
+                    ttl_ms is None
+                    and type(key) is bytes
+                    and type(value) is bytes
+                    and len(key) <= max_key
+                    and len(value) <= max_value
+                    and len(command)
+                    == 3
+                    + len(key)
+                    + len(value)
+                    + (2 if 23 < len(key) < 256 else _string_head(len(key)))
+                    + (2 if 23 < len(value) < 256 else _string_head(len(value)))
+                ):
+                    data[key] = value
+                    continue
+            if not command:
+                continue
+            if not self._execute(bytes(command)):
+                self.rejected.add(position)
+            due = self.next_deadline
+
+    def _execute(self, data: bytes) -> bool:
+        """Execute any command; False when it is rejected."""
+        try:
+            command = decode_command(data)
+        except (ValueError, TypeError):
+            return False
+        match command:
+            case Put(key, value, ttl_ms):
+                if not self._fits(key, value) or (ttl_ms is not None and ttl_ms < 1):
+                    return False
+                deadline = None if ttl_ms is None else min(self.clock_ms + ttl_ms, NEVER)
+                self._set(key, value, deadline)
+            case Delete(key):
+                if not self._fits(key, b""):
+                    return False
+                self._set(key, None, None)
+            case CompareAndSwap(key, expected, new):
+                if not self._fits(key, new or b"") or self._live(key) != expected:
+                    return False
+                self._set(key, new, None)
+        return True
+
+    def _fits(self, key: bytes, value: bytes) -> bool:
+        limits = self._limits
+        return len(key) <= limits.max_key_bytes and len(value) <= limits.max_value_bytes
+
+    def _live(self, key: bytes) -> bytes | None:
+        value = self.batch.data.get(key, _MISSING)
+        return self._store.get(key) if value is _MISSING else value
+
+    def _set(self, key: bytes, value: bytes | None, deadline: int | None) -> None:
+        self.batch.data[key] = value
+        if deadline is not None or self.timed_keys:
+            self._set_deadline(key, deadline)
+
+    def _deadline_of(self, key: bytes) -> int | None:
+        row_key = DEADLINE_OF + key
+        row = self.batch.internal.get(row_key, _MISSING)
+        if row is _MISSING:
+            row = self._store.get_internal(row_key)
+        return None if row is None else unpack_deadline(row)
+
+    def _set_deadline(self, key: bytes, deadline: int | None) -> None:
+        internal = self.batch.internal
+        earlier = self._deadline_of(key)
+        if earlier is not None:
+            internal[DUE_AT + pack_deadline(earlier) + key] = None
+            self.timed_keys -= 1
+        if deadline is None:
+            if earlier is not None:
+                internal[DEADLINE_OF + key] = None
+            return
+        internal[DEADLINE_OF + key] = pack_deadline(deadline)
+        internal[DUE_AT + pack_deadline(deadline) + key] = b""
+        self.timed_keys += 1
+        heapq.heappush(self._new_deadlines, (deadline, key))
+        self.next_deadline = min(self.next_deadline, deadline)
+
+    def _expire(self) -> None:
+        """Remove every key whose deadline the clock has reached."""
+        while (due := self._pop_due()) is not None:
+            deadline, key = due
+            # A later command may have moved or cleared the deadline meanwhile.
+            if self._deadline_of(key) == deadline:
+                self.batch.data[key] = None
+                self._set_deadline(key, None)
+        old = self._peek_old()
+        new = self._new_deadlines[0][0] if self._new_deadlines else NEVER
+        self.next_deadline = min(new, old[0] if old else NEVER)
+
+    def _pop_due(self) -> tuple[int, bytes] | None:
+        if self._new_deadlines and self._new_deadlines[0][0] <= self.clock_ms:
+            return heapq.heappop(self._new_deadlines)
+        old = self._peek_old()
+        if old is not None and old[0] <= self.clock_ms:
+            self._old_next = None
+            return old
+        return None
+
+    def _peek_old(self) -> tuple[int, bytes] | None:
+        """Return the earliest deadline that the store holds and that was not popped."""
+        if self._old_deadlines is None:
+            self._old_deadlines = iter(self._store.scan_internal(DUE_AT, AFTER_DUE_AT))
+        if self._old_next is None:
+            for row, _ in self._old_deadlines:
+                start = len(DUE_AT)
+                self._old_next = (unpack_deadline(row[start:]), row[start + 8 :])
+                break
+        return self._old_next

@@ -1,0 +1,516 @@
+"""The key-value state machine over any storage.
+
+Everything the contract asks, written once: results, duplicates, gaps, term history,
+applied id in the same atomic batch as the data, time to live by log time, snapshots in
+the portable format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dengine_sm.bookkeeping import TermHistory, check_advance, check_chunk
+from dengine_sm.codec import (
+    decode,
+    encode,
+    pack_snapshot_metadata,
+    unpack_snapshot_metadata,
+)
+from dengine_sm.errors import (
+    ConcurrentApplyError,
+    CorruptionError,
+    NotRunningError,
+    SnapshotCorruptionError,
+    SnapshotLabelError,
+    StaleSnapshotError,
+    StateMachinePoisonedError,
+    StorageError,
+)
+from dengine_sm.kv.execution import (
+    DEADLINE_OF,
+    DUE_AT,
+    Execution,
+    first_deadline,
+    pack_deadline,
+    unpack_deadline,
+)
+from dengine_sm.kv.results import ChunkResults
+from dengine_sm.kv.store import KeyValueStore, ReadView, WriteBatch
+from dengine_sm.model import (
+    ApplyResult,
+    Entry,
+    Limits,
+    LogId,
+    ScanResult,
+    SnapshotMetadata,
+)
+from dengine_sm.snapshot import (
+    PORTABLE_FORMAT,
+    PortableSnapshot,
+    read_portable,
+    verify_snapshot,
+    write_portable,
+)
+
+APPLIED = b"m/applied"
+TERMS = b"m/terms"
+SNAPSHOT = b"m/snapshot"
+
+T = TypeVar("T")
+
+
+class KeyValueStateMachine:
+    """A `StateMachine` for the command set `kv/1`; also SupportsGetMulti, SupportsScanPrefix.
+
+    Args:
+        store: the storage, not open yet.
+        limits: larger keys and values are `REJECTED`; the same on every replica.
+    """
+
+    def __init__(self, store: KeyValueStore, *, limits: Limits | None = None) -> None:
+        self._store = store
+        self._limits = limits or Limits()
+        self._running = False
+        self._poisoned: StorageError | None = None
+        self._applying = threading.Lock()
+        self._writing = threading.Lock()
+        self._workers: dict[str, ThreadPoolExecutor] = {}
+        self._stopping = False
+        self._applied_row: tuple[bytes | None, LogId] = (None, LogId.ZERO)
+        self._snapshot: SnapshotMetadata | None = None
+        self._snapshot_saved = True
+        self._terms = TermHistory()
+        self._clock_ms = 0
+        self._timed_keys = 0
+        self._next_deadline = 0
+
+    # Life
+
+    def start(self) -> None:
+        """Open the store and read the bookkeeping; see the contract."""
+        if self._running:
+            return
+        self._store.open()
+        try:
+            self._load_bookkeeping()
+        except BaseException:
+            self._store.close()
+            raise
+        self._poisoned = None
+        self._stopping = False
+        self._running = True
+
+    def stop(self) -> None:
+        """Finish work under way, save, close; see the contract."""
+        if not self._running:
+            return
+        self._stopping = True
+        for worker in self._workers.values():
+            worker.shutdown(wait=True)
+        self._workers.clear()
+        self._running = False
+        try:
+            if self._poisoned is None and not self._snapshot_saved:
+                self._write(WriteBatch(internal=self._snapshot_row()))
+        finally:
+            try:
+                self._store.close()
+            except StorageError:
+                # A failure that the caller has been told of already is not a new one.
+                if self._poisoned is None:
+                    raise
+
+    def is_running(self) -> bool:
+        """Tell whether the machine is started."""
+        return self._running
+
+    def _require_running(self) -> None:
+        if not self._running:
+            raise NotRunningError("the state machine is stopped; nothing was read or changed")
+
+    def _load_bookkeeping(self) -> None:
+        store = self._store
+        try:
+            applied = store.get_internal(APPLIED)
+            if applied is None:
+                self._clock_ms = self._timed_keys = 0
+            else:
+                _, _, self._clock_ms, self._timed_keys = decode(applied)
+            terms = store.get_internal(TERMS)
+            self._terms = TermHistory.unpack(decode(terms)) if terms else TermHistory()
+            snapshot = store.get_internal(SNAPSHOT)
+            self._snapshot = unpack_snapshot_metadata(decode(snapshot)) if snapshot else None
+        except (ValueError, TypeError) as exc:
+            raise CorruptionError(
+                f"the bookkeeping rows are damaged: {exc}; nothing was changed",
+                path=Path(getattr(store, "directory", ".")),
+                offset=0,
+            ) from exc
+        self._snapshot_saved = True
+        self._next_deadline = first_deadline(store)
+
+    # Reads
+
+    def get(self, key: bytes) -> bytes | None:
+        """Read one value."""
+        return self._store.get(key)
+
+    def get_multi(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Read several values at one point in time."""
+        self._require_running()
+        return self._store.get_multi(keys)
+
+    def scan_prefix(
+        self, prefix: bytes, *, limit: int | None = None, start_after: bytes | None = None
+    ) -> ScanResult:
+        """List entries in key order at one point in time."""
+        self._require_running()
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit: expected 0 or more, observed {limit}")
+        start = prefix
+        if start_after is not None and start_after >= prefix:
+            start = start_after + b"\0"
+        view = self._store.view()
+        try:
+            entries = tuple(islice(view.scan(start, _end_of_prefix(prefix)), limit))
+            row = view.get_internal(APPLIED)
+        finally:
+            view.close()
+        return ScanResult(entries, _unpack_applied(row))
+
+    def len(self) -> int:
+        """Return the number of live keys."""
+        self._require_running()
+        return self._store.count()
+
+    def is_empty(self) -> bool:
+        """Tell whether there is no live key."""
+        return self.len() == 0
+
+    def last_applied(self) -> LogId:
+        """Return the applied id, from the same store as the data (APPLY-2)."""
+        row = self._store.get_internal(APPLIED)
+        cached_row, cached = self._applied_row
+        if row == cached_row:
+            return cached
+        applied = _unpack_applied(row)
+        self._applied_row = (row, applied)
+        return applied
+
+    def entry_term(self, entry_id: int) -> int | None:
+        """Return the term of an applied entry."""
+        return self._terms.term_of(entry_id, self.last_applied())
+
+    def snapshot_metadata(self) -> SnapshotMetadata | None:
+        """Return the newest snapshot's metadata."""
+        self._require_running()
+        return self._snapshot
+
+    # Apply
+
+    async def apply_chunk(self, chunk: Sequence[Entry]) -> Sequence[ApplyResult]:
+        """Apply committed entries; see the contract."""
+        self._require_running()
+        with _Exclusive(self._applying):
+            self._require_sound()
+            applied = self.last_applied()
+            start = check_chunk(chunk, applied)
+            if start == len(chunk):
+                return ChunkResults(chunk[0].index, start, start) if chunk else []
+            entries = chunk[start:] if start else chunk
+            execution = Execution(
+                self._store,
+                self._limits,
+                clock_ms=self._clock_ms,
+                timed_keys=self._timed_keys,
+                next_deadline=self._next_deadline,
+            )
+            execution.run(entries)
+            terms = self._terms.copy() if entries[-1].term != self._terms.last_term else None
+            if terms is not None:
+                terms.extend(entries)
+            await self._in_worker_if_blocking(
+                lambda: self._commit(execution, entries[-1].log_id, terms)
+            )
+            rejected = {start + position for position in execution.rejected}
+            return ChunkResults(chunk[0].index, len(chunk), start, rejected)
+
+    def _commit(self, execution: Execution, applied: LogId, terms: TermHistory | None) -> None:
+        internal = execution.batch.internal
+        internal[APPLIED] = encode(
+            [applied.term, applied.index, execution.clock_ms, execution.timed_keys]
+        )
+        if terms is not None:
+            internal[TERMS] = encode(terms.pack())
+        self._write(execution.batch)
+        # Readers of entry_term see the new applied id from here on, so the terms follow at once.
+        if terms is not None:
+            self._terms = terms
+        self._clock_ms = execution.clock_ms
+        self._timed_keys = execution.timed_keys
+        self._next_deadline = execution.next_deadline
+
+    def _require_sound(self) -> None:
+        if self._poisoned is not None:
+            raise StateMachinePoisonedError(
+                f"the state machine refuses to go on after a storage failure ({self._poisoned}); "
+                f"state left at {self.last_applied()}; stop and start it again"
+            ) from self._poisoned
+
+    def _write(self, batch: WriteBatch) -> None:
+        with self._writing:
+            try:
+                self._store.write(batch)
+            except StorageError as exc:
+                self._poisoned = exc
+                raise
+
+    # Place in the log
+
+    def update_last_applied(self, last_applied: LogId) -> None:
+        """Advance the applied id."""
+        self._require_running()
+        with _Exclusive(self._applying):
+            self._require_sound()
+            current = self.last_applied()
+            if not check_advance(current, last_applied):
+                return
+            execution = Execution(
+                self._store,
+                self._limits,
+                clock_ms=self._clock_ms,
+                timed_keys=self._timed_keys,
+                next_deadline=self._next_deadline,
+            )
+            terms = self._terms.copy()
+            changed = terms.skip_to(current, last_applied)
+            self._commit(execution, last_applied, terms if changed else None)
+
+    def persist_last_applied(self, last_applied: LogId) -> None:
+        """Advance the applied id durably."""
+        self.update_last_applied(last_applied)
+        self.flush()
+
+    def update_last_snapshot_metadata(self, snapshot_metadata: SnapshotMetadata) -> None:
+        """Record the newest snapshot in memory."""
+        self._require_running()
+        self._snapshot = snapshot_metadata
+        self._snapshot_saved = False
+
+    def persist_last_snapshot_metadata(self, snapshot_metadata: SnapshotMetadata) -> None:
+        """Record the newest snapshot durably."""
+        self.update_last_snapshot_metadata(snapshot_metadata)
+        self.save_hard_state()
+
+    def _snapshot_row(self) -> dict[bytes, bytes | None]:
+        snapshot = self._snapshot
+        return {SNAPSHOT: None if snapshot is None else encode(pack_snapshot_metadata(snapshot))}
+
+    def save_hard_state(self) -> None:
+        """Make applied id, term history and snapshot metadata durable."""
+        self._require_running()
+        if not self._snapshot_saved:
+            self._require_sound()
+            self._snapshot_saved = True
+            try:
+                self._write(WriteBatch(internal=self._snapshot_row()))
+            except BaseException:
+                self._snapshot_saved = False
+                raise
+        self.flush()
+
+    def flush(self) -> None:
+        """Make everything applied durable."""
+        self._require_running()
+        self._require_sound()
+        try:
+            self._store.flush()
+        except StorageError as exc:
+            self._poisoned = exc
+            raise
+
+    async def flush_async(self) -> None:
+        """Make everything applied durable, in a worker thread."""
+        self._require_running()
+        await self._in_worker("flush", self.flush)
+
+    async def reset(self) -> None:
+        """Go back to the initial state, durably."""
+        self._require_running()
+        with _Exclusive(self._applying):
+            await self._in_worker("write", lambda: self._replace([WriteBatch()]))
+
+    def _replace(self, batches: Iterable[WriteBatch]) -> None:
+        with self._writing:
+            self._store.replace_all(batches)
+            self._load_bookkeeping()
+            self._poisoned = None
+
+    # Snapshots
+
+    async def generate_snapshot_data(self, new_snapshot_dir: Path, last_included: LogId) -> bytes:
+        """Write a portable snapshot; see the contract."""
+        self._require_running()
+        view = self._store.view()
+        try:
+            row = view.get_internal(APPLIED)
+            applied = _unpack_applied(row)
+            if applied != last_included:
+                raise SnapshotLabelError(
+                    f"snapshot of {last_included}: expected the applied id {applied}; "
+                    "nothing was written",
+                    path=new_snapshot_dir,
+                    expected=applied,
+                    observed=last_included,
+                )
+            clock_ms, timed_keys = decode(row)[2:] if row else (0, 0)
+            cancelled = threading.Event()
+            checksum = await self._in_worker(
+                "snapshot",
+                lambda: write_portable(
+                    new_snapshot_dir,
+                    last_included=last_included,
+                    clock_ms=clock_ms,
+                    entries=_entries(view, timed_keys),
+                    should_stop=lambda: self._stopping or cancelled.is_set(),
+                ),
+                on_cancel=cancelled.set,
+            )
+        finally:
+            view.close()
+        newest = self._snapshot
+        if newest is None or newest.last_included <= last_included:
+            self.update_last_snapshot_metadata(
+                SnapshotMetadata(last_included, checksum, PORTABLE_FORMAT)
+            )
+        return checksum
+
+    async def apply_snapshot_from_file(
+        self, metadata: SnapshotMetadata, snapshot_path: Path
+    ) -> None:
+        """Install a portable snapshot; see the contract."""
+        self._require_running()
+        with _Exclusive(self._applying):
+            applied = self.last_applied()
+            if metadata.last_included < applied:
+                raise StaleSnapshotError(
+                    f"snapshot {str(snapshot_path)!r} ends at {metadata.last_included}, before "
+                    f"last_applied {applied}; nothing changed",
+                    path=snapshot_path,
+                    expected=applied,
+                    observed=metadata.last_included,
+                )
+            await self._in_worker("write", lambda: self._install(metadata, snapshot_path))
+
+    def _install(self, metadata: SnapshotMetadata, directory: Path) -> None:
+        verify_snapshot(directory, metadata, formats=(PORTABLE_FORMAT,))
+        snapshot = read_portable(directory)
+        if snapshot.last_included != metadata.last_included:
+            raise SnapshotCorruptionError(
+                f"snapshot {str(directory)!r} holds the state at {snapshot.last_included}: "
+                f"expected {metadata.last_included}; nothing changed",
+                path=directory,
+                expected=metadata.last_included,
+                observed=snapshot.last_included,
+            )
+        self._replace(_installed_batches(metadata, snapshot))
+
+    # Worker threads
+
+    async def _in_worker_if_blocking(self, work: Callable[[], None]) -> None:
+        if self._store.writes_block:
+            await self._in_worker("write", work)
+        else:
+            work()
+
+    async def _in_worker(
+        self, name: str, work: Callable[[], T], *, on_cancel: Callable[[], object] | None = None
+    ) -> T:
+        """Run work in the named thread of this machine; a cancelled caller waits for its end."""
+        if name not in self._workers:
+            self._workers[name] = ThreadPoolExecutor(1, f"dengine-sm-{name}")
+        future = asyncio.get_running_loop().run_in_executor(self._workers[name], work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if on_cancel is not None:
+                on_cancel()
+            while not future.done():
+                await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()
+            raise
+
+
+class _Exclusive:
+    """Hold a lock or refuse with `ConcurrentApplyError` (APPLY-10)."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise ConcurrentApplyError(
+                "another apply, install or reset is under way; nothing was applied"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _unpack_applied(row: bytes | None) -> LogId:
+    if row is None:
+        return LogId.ZERO
+    term, index, *_ = decode(row)
+    return LogId(term, index)
+
+
+def _end_of_prefix(prefix: bytes) -> bytes | None:
+    """Return the least key greater than all keys with the prefix; None when there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def _entries(view: ReadView, timed_keys: int) -> Iterator[tuple[bytes, bytes, int | None]]:
+    """Join data and deadlines of a view; both come in key order."""
+    if not timed_keys:
+        for key, value in view.scan(b"", None):
+            yield key, value, None
+        return
+    deadlines = view.scan_internal(DEADLINE_OF, b"d0")
+    nothing: tuple[Any, Any] = (None, None)
+    row, deadline = next(deadlines, nothing)
+    for key, value in view.scan(b"", None):
+        if row is not None and row[len(DEADLINE_OF) :] == key:
+            yield key, value, unpack_deadline(deadline)
+            row, deadline = next(deadlines, nothing)
+        else:
+            yield key, value, None
+
+
+def _installed_batches(
+    metadata: SnapshotMetadata, snapshot: PortableSnapshot
+) -> Iterator[WriteBatch]:
+    timed_keys = 0
+    for block in snapshot.blocks:
+        internal: dict[bytes, bytes | None] = {}
+        for position, deadline_ms in block.deadlines.items():
+            key, packed = block.keys[position], pack_deadline(deadline_ms)
+            internal[DEADLINE_OF + key] = packed
+            internal[DUE_AT + packed + key] = b""
+        timed_keys += len(block.deadlines)
+        yield WriteBatch(dict(zip(block.keys, block.values, strict=True)), internal)
+    last = metadata.last_included
+    yield WriteBatch(
+        internal={
+            APPLIED: encode([last.term, last.index, snapshot.clock_ms, timed_keys]),
+            TERMS: encode(TermHistory.starting_at(last).pack()),
+            SNAPSHOT: encode(pack_snapshot_metadata(metadata)),
+        }
+    )

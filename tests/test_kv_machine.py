@@ -1,0 +1,514 @@
+"""The key-value machine against a model: results, state, crashes, snapshots, expiry."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dengine_sm import (
+    ApplyResult,
+    ConcurrentApplyError,
+    Entry,
+    Limits,
+    LogGapError,
+    LogId,
+    LogOrderError,
+    NotRunningError,
+    Outcome,
+    SnapshotCorruptionError,
+    SnapshotLabelError,
+    SnapshotMetadata,
+    StaleSnapshotError,
+    StorageLockedError,
+)
+from dengine_sm.backends import create_file, create_memory
+from dengine_sm.backends.file import FileOptions
+from dengine_sm.kv import (
+    CompareAndSwap,
+    Delete,
+    KeyValueStateMachine,
+    Put,
+    RamStore,
+    decode_command,
+    encode_command,
+)
+
+DATA = Path(__file__).parent.parent / "examples" / "data"
+
+
+class Model:
+    """What CONTRACT §4 says, in the plainest way."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.state: dict[bytes, tuple[bytes, int | None]] = {}
+        self.clock = 0
+        self.limits = limits or Limits()
+
+    def apply(self, entry: Entry) -> Outcome:
+        self.clock = max(self.clock, entry.timestamp_ms)
+        self.state = {
+            key: (value, deadline)
+            for key, (value, deadline) in self.state.items()
+            if deadline is None or deadline > self.clock
+        }
+        if not entry.data:
+            return Outcome.APPLIED
+        try:
+            command = decode_command(entry.data)
+        except ValueError:
+            return Outcome.REJECTED
+        return Outcome.APPLIED if self._execute(command) else Outcome.REJECTED
+
+    def _execute(self, command: object) -> bool:
+        match command:
+            case Put(key, value, ttl_ms):
+                if (ttl_ms is not None and ttl_ms < 1) or self._too_large(key, value):
+                    return False
+                self.state[key] = (value, None if ttl_ms is None else self.clock + ttl_ms)
+            case Delete(key):
+                if self._too_large(key, b""):
+                    return False
+                self.state.pop(key, None)
+            case CompareAndSwap(key, expected, new):
+                if self._too_large(key, new or b""):
+                    return False
+                if self.state.get(key, (None, None))[0] != expected:
+                    return False
+                if new is None:
+                    self.state.pop(key, None)
+                else:
+                    self.state[key] = (new, None)
+        return True
+
+    def _too_large(self, key: bytes, value: bytes) -> bool:
+        return len(key) > self.limits.max_key_bytes or len(value) > self.limits.max_value_bytes
+
+    def live(self) -> list[tuple[bytes, bytes]]:
+        return sorted((key, value) for key, (value, _) in self.state.items())
+
+
+KEYS = st.sampled_from([b"", b"a", b"b", b"a\x00", b"\xff", b"\xff\xff", b"m/applied", b"d/a"])
+VALUES = st.sampled_from([b"", b"1", b"2", b"x" * 30, b"y" * 300])
+COMMANDS = st.one_of(
+    st.builds(Put, KEYS, VALUES, st.one_of(st.none(), st.integers(-1, 50))),
+    st.builds(Delete, KEYS),
+    st.builds(CompareAndSwap, KEYS, st.one_of(st.none(), VALUES), st.one_of(st.none(), VALUES)),
+).map(encode_command)
+PAYLOADS = st.one_of(COMMANDS, COMMANDS, COMMANDS, st.just(b""), st.binary(max_size=12))
+HISTORIES = st.lists(st.tuples(PAYLOADS, st.integers(-5, 30), st.booleans()), max_size=40)
+
+
+def entries_of(history: list[tuple[bytes, int, bool]]) -> list[Entry]:
+    entries, stamp, term = [], 1000, 1
+    for index, (payload, step, new_term) in enumerate(history, 1):
+        stamp += step
+        term += new_term
+        entries.append(Entry(index, term, stamp, payload))
+    return entries
+
+
+def chunks(entries: list[Entry], seed: int) -> list[list[Entry]]:
+    rng, parts, start = random.Random(seed), [], 0
+    while start < len(entries):
+        size = rng.randint(1, 9)
+        parts.append(entries[start : start + size])
+        start += size
+    return parts
+
+
+def open_machine(kind: str, directory: Path) -> KeyValueStateMachine:
+    options = FileOptions(segment_bytes=4096, checkpoint_bytes=4096)
+    machine = create_memory() if kind == "memory" else create_file(directory, options)
+    machine.start()
+    return machine
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@settings(deadline=None, max_examples=60)
+@given(history=HISTORIES, seed=st.integers(0, 5))
+def test_agrees_with_the_model(tmp_path_factory, kind, history, seed):
+    entries = entries_of(history)
+    machine = open_machine(kind, tmp_path_factory.mktemp("sm"))
+    model = Model()
+    rng = random.Random(seed)
+
+    async def run() -> None:
+        nonlocal machine
+        for chunk in chunks(entries, seed):
+            expected = [ApplyResult(entry.index, model.apply(entry)) for entry in chunk]
+            again = rng.randint(0, 3)
+            old = entries[max(0, chunk[0].index - 1 - again) : chunk[0].index - 1]
+            observed = await machine.apply_chunk([*old, *chunk])
+            duplicates = [ApplyResult(entry.index, Outcome.DUPLICATE) for entry in old]
+            assert list(observed) == duplicates + expected
+            assert machine.last_applied() == chunk[-1].log_id
+            assert list(machine.scan_prefix(b"").entries) == model.live()
+            assert machine.len() == len(model.live())
+            if kind == "file" and rng.random() < 0.3:
+                machine.stop()
+                machine.start()
+        for entry in entries:
+            assert machine.entry_term(entry.index) == entry.term
+        assert machine.entry_term(len(entries) + 1) is None
+        assert machine.entry_term(0) is None
+
+    try:
+        asyncio.run(run())
+    finally:
+        machine.stop()
+
+
+@settings(deadline=None, max_examples=40)
+@given(history=HISTORIES, cut=st.integers(0, 40))
+def test_snapshot_then_tail_equals_everything(tmp_path_factory, history, cut):
+    entries = entries_of(history)
+    root = tmp_path_factory.mktemp("snap")
+    head, tail = entries[:cut], entries[cut:]
+
+    async def run() -> None:
+        straight = open_machine("memory", root)
+        writer = open_machine("file", root / "writer")
+        installer = open_machine("file", root / "installer")
+        await installer.apply_chunk([Entry(1, 0, 5, encode_command(Put(b"old", b"x", 9)))][: not head])
+        await straight.apply_chunk(head)
+        for chunk in chunks(head, 3):
+            await writer.apply_chunk(chunk)
+        last = writer.last_applied()
+        checksums = {
+            await straight.generate_snapshot_data(root / "s1", last),
+            await writer.generate_snapshot_data(root / "s2", last),
+        }
+        assert len(checksums) == 1
+        metadata = writer.snapshot_metadata()
+        assert metadata is not None
+        if not head:
+            with pytest.raises(StaleSnapshotError):
+                await installer.apply_snapshot_from_file(metadata, root / "s2")
+            return
+        await installer.apply_snapshot_from_file(metadata, root / "s2")
+        shutil.rmtree(root / "s2")
+        assert installer.last_applied() == last
+        assert installer.entry_term(last.index) == last.term
+        assert installer.entry_term(last.index - 1) is None
+        assert list(await installer.apply_chunk(tail)) == list(await straight.apply_chunk(tail))
+        assert installer.scan_prefix(b"").entries == straight.scan_prefix(b"").entries
+        installer.stop()
+        installer.start()
+        assert installer.scan_prefix(b"").entries == straight.scan_prefix(b"").entries
+        assert installer.snapshot_metadata() == metadata
+        for machine in (straight, writer, installer):
+            machine.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+async def test_real_history_meets_the_oracle(tmp_path, kind):
+    with gzip.open(DATA / "raft-history.ndjson.gz", "rt") as lines:
+        history = [json.loads(line) for line in lines]
+    oracle = json.loads((DATA / "raft-history.oracle.json").read_text())["checkpoints"]
+    entries = [
+        Entry(
+            index,
+            1,
+            line["t"],
+            encode_command(
+                Put(line["key"].encode(), line["value"].encode())
+                if line["op"] == "put"
+                else Delete(line["key"].encode())
+            ),
+        )
+        for index, line in enumerate(history, 1)
+    ]
+    for seed in range(3):
+        machine = open_machine(kind, tmp_path / str(seed))
+        rng, start = random.Random(seed), 0
+        for checkpoint in oracle:
+            while start < checkpoint["after_line"]:
+                stop = min(start + rng.randint(1, 200), checkpoint["after_line"])
+                await machine.apply_chunk(entries[max(0, start - rng.randint(0, 20)) : stop])
+                start = stop
+            live = machine.scan_prefix(b"").entries
+            text = b"".join(key + b"\t" + value + b"\n" for key, value in live)
+            assert len(live) == checkpoint["entries"] == machine.len()
+            assert hashlib.sha256(text).hexdigest() == checkpoint["sha256"]
+        machine.stop()
+
+
+async def test_refuses_gaps_and_falling_terms_without_a_trace(tmp_path):
+    machine = open_machine("file", tmp_path)
+    put = encode_command(Put(b"k", b"v"))
+    await machine.apply_chunk([Entry(1, 3, 1, put)])
+
+    for chunk, error in (
+        ([Entry(3, 3, 1, put)], LogGapError),
+        ([Entry(2, 3, 1, put), Entry(4, 3, 1, put)], LogGapError),
+        ([Entry(2, 2, 1, put)], LogOrderError),
+        ([Entry(2, 4, 1, put), Entry(3, 3, 1, put)], LogOrderError),
+    ):
+        with pytest.raises(error):
+            await machine.apply_chunk(chunk)
+        assert machine.last_applied() == LogId(3, 1)
+        assert machine.len() == 1
+
+    assert await machine.apply_chunk([]) == []
+    machine.stop()
+
+
+async def test_limits_are_enforced_as_rejected():
+    machine = KeyValueStateMachine(RamStore(), limits=Limits(max_key_bytes=3, max_value_bytes=300))
+    machine.start()
+    commands = [
+        Put(b"abcd", b""),
+        Put(b"abc", b"x" * 301),
+        Put(b"abc", b"x" * 300),
+        Delete(b"abcd"),
+        CompareAndSwap(b"k", None, b"x" * 301),
+    ]
+    entries = [Entry(i, 1, 1, encode_command(c)) for i, c in enumerate(commands, 1)]
+
+    results = await machine.apply_chunk(entries)
+
+    assert [r.succeeded for r in results] == [False, False, True, False, False]
+    assert machine.len() == 1
+
+
+async def test_mass_expiry_and_a_moved_deadline():
+    machine = create_memory()
+    machine.start()
+    puts = [encode_command(Put(b"%d" % i, b"v", 100 + i % 3)) for i in range(500)]
+    await machine.apply_chunk([Entry(i, 1, 1000, data) for i, data in enumerate(puts, 1)])
+    keep = [
+        Entry(501, 1, 1099, encode_command(Put(b"0", b"kept"))),
+        Entry(502, 1, 1099, encode_command(Put(b"1", b"later", 500))),
+        Entry(503, 1, 1099, encode_command(CompareAndSwap(b"2", b"v", b"swapped"))),
+        Entry(504, 1, 50, b""),
+    ]
+    await machine.apply_chunk(keep)
+    assert machine.len() == 500
+
+    await machine.apply_chunk([Entry(505, 1, 1102, b"")])
+
+    live = dict(machine.scan_prefix(b"").entries)
+    assert live == {b"0": b"kept", b"1": b"later", b"2": b"swapped"}
+    await machine.apply_chunk([Entry(506, 1, 1599, b"")])
+    assert machine.get(b"1") is None
+
+
+async def test_readers_see_whole_chunks_and_the_exact_id(tmp_path):
+    machine = open_machine("file", tmp_path)
+    keys = [b"k%d" % i for i in range(8)]
+    failures: list[str] = []
+    done = threading.Event()
+
+    def reader() -> None:
+        newest = 0
+        while not done.is_set():
+            before = machine.last_applied().index
+            values = {v for v in machine.get_multi(keys)}
+            scan = machine.scan_prefix(b"k")
+            if len(values) != 1 or len({v for _, v in scan.entries}) > 1:
+                failures.append(f"torn: {values} {scan}")
+            if scan.entries and int(scan.entries[0][1]) != scan.last_applied.index:
+                failures.append(f"label: {scan}")
+            one = machine.get(b"k3")
+            after = machine.last_applied().index
+            if one is not None and not before <= int(one) <= after:
+                failures.append(f"id: {before} {one!r} {after}")
+            if before < newest:
+                failures.append("went back")
+            newest = before
+
+    threads = [threading.Thread(target=reader) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    index = 0
+    for _ in range(300):
+        stop = index + len(keys)
+        chunk = [
+            Entry(index + n, 1, 1, encode_command(Put(key, b"%d" % stop)))
+            for n, key in enumerate(keys, 1)
+        ]
+        await machine.apply_chunk(chunk)
+        index = stop
+        await asyncio.sleep(0)
+    done.set()
+    for thread in threads:
+        thread.join()
+    machine.stop()
+    assert failures == []
+
+
+async def test_applies_go_on_during_a_snapshot_which_keeps_its_state(tmp_path):
+    machine = open_machine("file", tmp_path / "m")
+    count = 30_000
+    await machine.apply_chunk(
+        [Entry(i, 1, 1, encode_command(Put(b"%06d" % i, b"v" * 50))) for i in range(1, count + 1)]
+    )
+    last = machine.last_applied()
+    task = asyncio.create_task(machine.generate_snapshot_data(tmp_path / "s", last))
+    applied = 0
+    await asyncio.sleep(0)
+    while not task.done():
+        index = last.index + applied + 1
+        await machine.apply_chunk([Entry(index, 1, 1, encode_command(Delete(b"%06d" % index)))])
+        await machine.apply_chunk(
+            [Entry(index + 1, 1, 1, encode_command(Put(b"%06d" % (applied + 1), b"new")))]
+        )
+        applied += 2
+        await asyncio.sleep(0)
+    checksum = await task
+
+    assert applied > 0
+    other = create_memory()
+    other.start()
+    metadata = SnapshotMetadata(last, checksum, "kv-portable/1")
+    await other.apply_snapshot_from_file(metadata, tmp_path / "s")
+    assert other.len() == count
+    assert {value for _, value in other.scan_prefix(b"").entries} == {b"v" * 50}
+    machine.stop()
+
+
+async def test_snapshot_label_stale_and_damage(tmp_path):
+    machine = open_machine("file", tmp_path / "m")
+    await machine.apply_chunk([Entry(1, 1, 1, encode_command(Put(b"k", b"v")))])
+    with pytest.raises(SnapshotLabelError):
+        await machine.generate_snapshot_data(tmp_path / "x", LogId(1, 2))
+    assert not (tmp_path / "x").exists()
+    await machine.generate_snapshot_data(tmp_path / "s", LogId(1, 1))
+    metadata = machine.snapshot_metadata()
+    assert metadata is not None
+    victim = next(path for path in (tmp_path / "s").iterdir() if path.name != "manifest.cbor")
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x99")
+
+    with pytest.raises(SnapshotCorruptionError):
+        await machine.apply_snapshot_from_file(metadata, tmp_path / "s")
+
+    assert machine.get(b"k") == b"v"
+    machine.stop()
+
+
+async def test_stopped_machine_refuses_and_reset_forgets(tmp_path):
+    machine = create_file(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    for call in (
+        lambda: machine.get(b"k"),
+        machine.len,
+        machine.last_applied,
+        machine.flush,
+        machine.save_hard_state,
+        lambda: machine.entry_term(1),
+        lambda: machine.scan_prefix(b""),
+        lambda: machine.get_multi([b"k"]),
+        machine.snapshot_metadata,
+        lambda: machine.persist_last_applied(LogId(1, 1)),
+    ):
+        with pytest.raises(NotRunningError):
+            call()
+    machine.start()
+    machine.start()
+    await machine.apply_chunk([Entry(1, 2, 1, encode_command(Put(b"k", b"v", 5)))])
+    await machine.generate_snapshot_data(tmp_path / "s", LogId(2, 1))
+    await machine.reset()
+    for _ in range(2):
+        assert machine.is_empty()
+        assert machine.last_applied() == LogId.ZERO
+        assert machine.snapshot_metadata() is None
+        assert machine.entry_term(1) is None
+        machine.stop()
+        machine.start()
+    await machine.apply_chunk([Entry(1, 1, 1, encode_command(Put(b"k", b"v")))])
+    assert machine.get(b"k") == b"v"
+    machine.stop()
+    machine.stop()
+
+
+async def test_applied_id_moves_forward_only(tmp_path):
+    machine = open_machine("file", tmp_path)
+    machine.persist_last_applied(LogId(2, 5))
+    machine.persist_last_applied(LogId(2, 5))
+    for lower in (LogId(2, 4), LogId(1, 9), LogId(3, 5), LogId(3, 4)):
+        with pytest.raises(LogOrderError):
+            machine.update_last_applied(lower)
+    assert machine.last_applied() == LogId(2, 5)
+    assert machine.entry_term(5) == 2
+    assert machine.entry_term(4) is None
+    machine.stop()
+
+
+async def test_second_opener_is_refused(tmp_path):
+    machine = open_machine("file", tmp_path)
+    with pytest.raises(StorageLockedError):
+        create_file(tmp_path).start()
+    machine.stop()
+    other = create_file(tmp_path)
+    other.start()
+    other.stop()
+
+
+async def test_overlapping_applies_are_refused(tmp_path):
+    machine = create_file(tmp_path, FileOptions(durability="per_apply"))  # type: ignore[arg-type]
+    machine._store.writes_block = True
+    machine.start()
+    first = asyncio.create_task(machine.apply_chunk([Entry(1, 1, 1, b"")]))
+    await asyncio.sleep(0)
+    with pytest.raises(ConcurrentApplyError):
+        await machine.apply_chunk([Entry(1, 1, 1, b"")])
+    await first
+    assert machine.last_applied() == LogId(1, 1)
+    machine.stop()
+
+
+def test_layers_fold_while_views_stay(tmp_path):
+    store = RamStore()
+    store.open()
+    from dengine_sm.kv import WriteBatch
+
+    rng = random.Random(1)
+    model: dict[bytes, bytes] = {}
+    views: list[tuple[object, dict[bytes, bytes]]] = []
+    for step in itertools.count():
+        if step == 400:
+            break
+        changes = {
+            b"%d" % rng.randrange(20_000): rng.choice([None, b"%d" % step])
+            for _ in range(rng.choice([1, 10, 3000]))
+        }
+        store.write(WriteBatch(dict(changes)))
+        for key, value in changes.items():
+            if value is None:
+                model.pop(key, None)
+            else:
+                model[key] = value
+        if rng.random() < 0.1:
+            views.append((store.view(), dict(model)))
+        if views and rng.random() < 0.12:
+            view, expected = views.pop(rng.randrange(len(views)))
+            assert dict(view.scan(b"", None)) == expected
+            assert view.count() == len(expected)
+            low = b"%d" % rng.randrange(20_000)
+            assert [k for k, _ in view.scan(low, b"5")] == sorted(
+                k for k in expected if low <= k < b"5"
+            )
+            view.close()
+        if step % 20 == 0:
+            assert store.count() == len(model)
+            assert [k for k, _ in store.scan(b"", None)] == sorted(model)
+            key = b"%d" % rng.randrange(20_000)
+            assert store.get(key) == model.get(key)
+    for view, _ in views:
+        view.close()
+    for _ in range(40):
+        store.write(WriteBatch({b"x": b"y"}))
+    assert len(store._data.layers) == 1
