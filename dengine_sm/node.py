@@ -1,0 +1,592 @@
+"""A node: one state machine on one commit log, with reads, proposals and snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+import attrs
+
+from dengine_sm.config import NodeConfig
+from dengine_sm.contract import StateMachine, SupportsGetMulti, SupportsQuery, SupportsScanPrefix
+from dengine_sm.errors import (
+    CommitLogError,
+    DEngineError,
+    NotRunningError,
+    ProposalOutcomeUnknown,
+    SnapshotError,
+    StorageError,
+)
+from dengine_sm.handler import StateMachineHandler
+from dengine_sm.loader import create_commit_log, create_state_machine
+from dengine_sm.log.contract import CommitLog
+from dengine_sm.model import (
+    ApplyResult,
+    LogId,
+    ReadConsistency,
+    ScanResult,
+    SnapshotMetadata,
+)
+from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.snapshot import SnapshotStore
+from dengine_sm.validation import check_structure, violation
+
+logger = logging.getLogger("dengine_sm.node")
+
+_LINEARIZABLE = ReadConsistency.LINEARIZABLE
+_SNAPSHOT_POLL_S = 0.5
+
+
+@attrs.frozen
+class NodeStatus:
+    """What a node knows of itself."""
+
+    name: str
+    backend: str
+    """Name of the backend, or of the machine's class."""
+    running: bool
+    last_applied: LogId
+    commit_index: int
+    first_index: int
+    """Oldest entry the log keeps."""
+    last_log_id: LogId
+    entries: int
+    """Live entries in the state."""
+    in_flight: int
+    """Proposals that wait for commit and apply."""
+    snapshot: SnapshotMetadata | None
+    """The newest published snapshot."""
+    failure: str | None
+    """Why the node stopped, if it failed."""
+
+
+class NodeBuilder:
+    """Puts a state machine on a commit log.
+
+        node = NodeBuilder(config).state_machine("file").build()
+
+    Args:
+        config: everything else; `NodeConfig()` is a working default.
+        shutdown_event: stops the node cleanly when it is set.
+    """
+
+    def __init__(
+        self, config: NodeConfig | None = None, shutdown_event: asyncio.Event | None = None
+    ) -> None:
+        self._config = config or NodeConfig()
+        self._shutdown_event = shutdown_event
+        self._machine: str | StateMachine = self._config.state_machine.backend
+        self._log: str | CommitLog = self._config.log.engine
+
+    def state_machine(self, name_or_instance: str | StateMachine) -> NodeBuilder:
+        """Use a backend by name, or a machine that is not started."""
+        self._machine = name_or_instance
+        return self
+
+    def commit_log(self, name_or_instance: str | CommitLog) -> NodeBuilder:
+        """Use a commit log by name, or one that is not open."""
+        self._log = name_or_instance
+        return self
+
+    def build(self) -> Node:
+        """Find, construct and validate both; nothing is started.
+
+        Raises:
+            PluginError: no such backend, or it breaks the contract.
+            ConfigError: its options are wrong.
+        """
+        config = self._config
+        data_dir = config.node.data_dir
+        machine, log = self._machine, self._log
+        if isinstance(machine, str):
+            # Options belong to the backend the config names.
+            own = machine == config.state_machine.backend
+            backend = machine
+            machine = create_state_machine(
+                machine,
+                data_dir / "state_machine",
+                config.state_machine.options if own else None,
+                validate=config.state_machine.validate,
+            )
+        else:
+            backend = type(machine).__name__
+            if findings := check_structure(machine):
+                raise violation(backend, None, findings)
+        if isinstance(log, str):
+            own = log == config.log.engine
+            log = create_commit_log(log, data_dir / "log", config.log.options if own else None)
+        return Node(machine, log, config, backend=backend, shutdown_event=self._shutdown_event)
+
+
+class Node:
+    """Runs a state machine; built by `NodeBuilder`, used as an async context manager.
+
+    All methods belong to the event loop that started the node.
+    """
+
+    def __init__(
+        self,
+        machine: StateMachine,
+        log: CommitLog,
+        config: NodeConfig,
+        *,
+        backend: str = "",
+        shutdown_event: asyncio.Event | None = None,
+    ) -> None:
+        self.config = config
+        self.backend = backend or type(machine).__name__
+        self._machine = machine
+        self._log = log
+        self._shutdown_event = shutdown_event
+        self.handler = StateMachineHandler(
+            machine,
+            log,
+            SnapshotStore(
+                config.node.data_dir / "snapshots", config.snapshot.cleanup_retain_count
+            ),
+            policy=config.snapshot.policy(),
+            keep_log_entries=config.snapshot.keep_log_entries,
+            apply_chunk_entries=config.node.apply_chunk_entries,
+        )
+        self._get = machine.get
+        self._needs_barrier = log.reads_need_barrier
+        self._tracker = ProposalTracker()
+        self._commands: list[bytes] = []
+        self._futures: list[asyncio.Future[ApplyResult]] = []
+        self._wake_batcher = asyncio.Event()
+        self._in_flight = 0
+        self._max_in_flight = config.node.max_in_flight
+        self._slots: list[asyncio.Future[None]] = []
+        self._appends: set[asyncio.Task[object]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._accepting = False
+        self._failure: BaseException | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        self._stopped.set()
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Open log and machine, restore, and apply what the log holds; idempotent.
+
+        Raises:
+            DEngineError: what could not be opened or applied; everything is closed again.
+        """
+        if not self._stopped.is_set():
+            return
+        self._stopped.clear()
+        self._failure = None
+        self._stopping = None
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+        self._accepting = True
+        self._spawn(self._batch_loop(), "batch")
+        self._spawn(self._snapshot_loop(), "snapshot")
+        if self._shutdown_event is not None:
+            self._spawn(self._watch(self._shutdown_event), "shutdown")
+
+    async def _open(self) -> None:
+        try:
+            self.config.node.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            path = self.config.node.data_dir
+            raise StorageError(
+                f"data directory {str(path)!r} cannot be made: {exc}; nothing was started",
+                path=path,
+            ) from exc
+        await self._log.open()
+        await asyncio.to_thread(self._machine.start)
+        await asyncio.to_thread(self.handler.snapshots.open)
+        await self.handler.restore()
+        self._spawn(self._apply_loop(), "apply")
+        await self.handler.wait_applied(self._log.last_log_id().index)
+
+    def _spawn(self, work: object, name: str) -> None:
+        task = asyncio.create_task(work, name=f"dengine-sm-{name}")  # type: ignore[arg-type]  # coroutine
+        self._tasks.append(task)
+
+    async def _watch(self, event: asyncio.Event) -> None:
+        await event.wait()
+        # In a task of its own: stopping cancels this one.
+        self._begin_stop()
+
+    def _begin_stop(self) -> asyncio.Task[None]:
+        if self._stopping is None:
+            self._accepting = False
+            self._stopping = asyncio.create_task(self._stop(), name="dengine-sm-stop")
+        return self._stopping
+
+    async def stop(self) -> None:
+        """Finish what is in flight, close machine and log; idempotent.
+
+        Raises:
+            StorageError: closing failed; what was acknowledged is in the log.
+        """
+        if not self._stopped.is_set():
+            await asyncio.shield(self._begin_stop())
+
+    async def _stop(self) -> None:
+        if self._failure is None:
+            await self._drain()
+        await self._close()
+
+    async def _drain(self) -> None:
+        """Wait until every accepted proposal has its result, or the node fails."""
+        while self._in_flight and self._failure is None:
+            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._slots.append(slot)
+            with contextlib.suppress(NotRunningError):
+                await slot
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._appends, return_exceptions=True)
+        self._tasks.clear()
+        try:
+            await self._log.close()
+        finally:
+            try:
+                await asyncio.to_thread(self._machine.stop)
+            finally:
+                self._reject_waiting()
+                self._stopped.set()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the node has stopped.
+
+        Raises:
+            DEngineError: the failure that stopped it.
+        """
+        await self._stopped.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def run_until_signal(self, signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        """Serve until a signal, the shutdown event or a failure; then stop cleanly."""
+        loop = asyncio.get_running_loop()
+        signals = tuple(signals)
+        for number in signals:
+            loop.add_signal_handler(number, self._begin_stop)
+        try:
+            await self.wait_stopped()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop because the machine or the log failed; nothing is skipped to go on."""
+        if self._failure is not None:
+            return
+        logger.error("node %s stops: %s", self.config.node.name, error)
+        self._failure = error
+        self._reject_waiting()
+        self._begin_stop()
+
+    def _reject_waiting(self) -> None:
+        why = self._failure or "it was stopped"
+        unknown = ProposalOutcomeUnknown(
+            f"the node stopped ({why}) before the command was applied; it may be committed, and is "
+            "then applied after a restart"
+        )
+        self._tracker.fail(unknown)
+        Singles(self._futures).fail(self._refusal())
+        self._commands, self._futures = [], []
+        self.handler.fail_waiters(self._failure or self._refusal())
+        for slot in self._slots:
+            if not slot.done():
+                slot.set_exception(self._refusal())
+        self._slots.clear()
+
+    def _refusal(self) -> NotRunningError:
+        name = self.config.node.name
+        if self._failure is not None:
+            return NotRunningError(f"node {name!r} has failed: {self._failure}; nothing was proposed")
+        return NotRunningError(f"node {name!r} is not running; nothing was proposed")
+
+    # Proposals
+
+    async def propose(self, command: bytes) -> ApplyResult:
+        """Commit a command and return what applying it gave.
+
+        Waits while `max_in_flight` proposals are under way. Cancelling does not take the
+        command back.
+
+        Raises:
+            NotRunningError: the node is stopped; nothing was proposed.
+            CommitLogError: the log refused; nothing was committed.
+            ProposalOutcomeUnknown: the command may or may not be committed.
+        """
+        if not self._accepting or self._in_flight >= self._max_in_flight:
+            await self._take_slots()
+        self._in_flight += 1
+        future: asyncio.Future[ApplyResult] = asyncio.get_running_loop().create_future()
+        self._commands.append(command)
+        self._futures.append(future)
+        if len(self._futures) == 1:
+            self._wake_batcher.set()
+        try:
+            return await future
+        finally:
+            self._in_flight -= 1
+            if self._slots:
+                self._free_slots()
+
+    async def propose_many(self, commands: Sequence[bytes]) -> list[ApplyResult]:
+        """Commit commands in order and return their results.
+
+        They are appended in blocks of `max_batch_entries`; other proposals may come
+        between blocks.
+
+        Raises:
+            NotRunningError, CommitLogError, ProposalOutcomeUnknown: as for `propose`;
+                blocks before the failed one are committed.
+        """
+        blocks = list(self._blocks(commands))
+        waiting: list[asyncio.Future[list[ApplyResult]]] = []
+        taken = 0
+        try:
+            for block in blocks:
+                await self._take_slots()
+                self._in_flight += len(block)
+                taken += len(block)
+                future: asyncio.Future[list[ApplyResult]] = (
+                    asyncio.get_running_loop().create_future()
+                )
+                waiting.append(future)
+                await self._append(block, Block(len(block), future))
+            results: list[ApplyResult] = []
+            for future in waiting:
+                results += await future
+            return results
+        finally:
+            self._in_flight -= taken
+            self._free_slots()
+            for future in waiting:
+                # Whoever fails first is raised; the others are not to be warned about.
+                if future.done() and not future.cancelled():
+                    future.exception()
+
+    def _blocks(self, commands: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
+        most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
+        start = size = 0
+        for position, command in enumerate(commands):
+            if position > start and (position - start >= most or size + len(command) > most_bytes):
+                yield commands[start:position]
+                start, size = position, 0
+            size += len(command)
+        if start < len(commands):
+            yield commands[start:]
+
+    async def _take_slots(self) -> None:
+        while self._accepting and self._in_flight >= self._max_in_flight:
+            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._slots.append(slot)
+            await slot
+        if not self._accepting:
+            raise self._refusal()
+
+    def _free_slots(self) -> None:
+        free = self._max_in_flight - self._in_flight if self._accepting else len(self._slots)
+        for slot in self._slots[:free]:
+            if not slot.done():
+                slot.set_result(None)
+        del self._slots[:free]
+
+    async def _batch_loop(self) -> None:
+        """Append everything that waits, again and again; what comes meanwhile waits."""
+        most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
+        while True:
+            if not self._futures:
+                self._wake_batcher.clear()
+                await self._wake_batcher.wait()
+                # One turn of the loop: proposers that are ready now share the append.
+                await asyncio.sleep(0)
+                continue
+            commands, futures = self._commands, self._futures
+            count = min(len(commands), most)
+            if sum(map(len, commands[:count])) > most_bytes:
+                count = len(next(iter(self._blocks(commands))))
+            self._commands, self._futures = commands[count:], futures[count:]
+            batch = Singles(futures[:count])
+            with contextlib.suppress(DEngineError):
+                await self._append(commands[:count], batch)
+
+    async def _append(self, commands: Sequence[bytes], waiter: Waiter) -> None:
+        """Append, and have the waiter told; goes on when the caller is cancelled."""
+        task = asyncio.create_task(self._append_tracked(commands, waiter))
+        self._appends.add(cast("asyncio.Task[object]", task))
+        task.add_done_callback(self._appends.discard)
+        await asyncio.shield(task)
+
+    async def _append_tracked(self, commands: Sequence[bytes], waiter: Waiter) -> None:
+        self._tracker.begin_append()
+        try:
+            ids = await self._log.append(commands)
+        except BaseException as exc:
+            self._tracker.end_append()
+            error: BaseException = exc
+            if not isinstance(exc, DEngineError):
+                error = CommitLogError(f"{len(commands)} commands were not appended: {exc!r}")
+            waiter.fail(error)
+            if error is exc:
+                raise
+            raise error from exc
+        self._tracker.end_append(ids, waiter)
+        self.handler.update_pending(ids.last_index)
+        if self._failure is not None or self._stopped.is_set():
+            self._reject_waiting()
+
+    # Applying and snapshots
+
+    async def _apply_loop(self) -> None:
+        try:
+            async for entries in self._log.follow(self.handler.last_applied.index + 1):
+                self.handler.update_pending(entries[-1].index)
+                results = await self.handler.apply_chunk(entries)
+                self._tracker.applied(entries[0].index, results)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:
+            self._fail(exc)
+
+    async def _snapshot_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_SNAPSHOT_POLL_S)
+            if not self.handler.should_snapshot():
+                continue
+            try:
+                await self.handler.create_snapshot()
+            except (StorageError, SnapshotError) as exc:
+                logger.warning("snapshot failed, the log is kept: %s", exc)
+            except DEngineError as exc:
+                self._fail(exc)
+                return
+
+    async def take_snapshot(self) -> SnapshotMetadata | None:
+        """Take a snapshot now, clean up and purge.
+
+        Returns:
+            Its metadata; the newest one's when it holds the same state already.
+
+        Raises:
+            StorageError, SnapshotError: nothing was published; the node goes on.
+        """
+        self._require_running()
+        published = await self.handler.create_snapshot()
+        newest = published or await asyncio.to_thread(self.handler.snapshots.newest)
+        return newest.metadata if newest else None
+
+    async def install_snapshot(self, archive: Path) -> SnapshotMetadata:
+        """Install a snapshot archive that is newer than the state.
+
+        Raises:
+            SnapshotError, StorageError: nothing changed.
+        """
+        self._require_running()
+        return await self.handler.install_snapshot(archive)
+
+    # Reads
+
+    def _require_running(self) -> None:
+        if self._stopped.is_set() or self._failure is not None:
+            raise self._refusal()
+
+    async def _barrier(self, consistency: ReadConsistency) -> None:
+        if self._needs_barrier and consistency is _LINEARIZABLE:
+            await self.handler.wait_applied(await self._log.read_barrier())
+
+    async def read(
+        self, key: bytes, *, consistency: ReadConsistency = _LINEARIZABLE
+    ) -> bytes | None:
+        """Read one value; None when the key is absent.
+
+        Raises:
+            NotRunningError: the node is stopped.
+            StorageError: the storage failed.
+        """
+        if self._needs_barrier and consistency is _LINEARIZABLE:
+            await self._barrier(consistency)
+        return self._get(key)
+
+    async def read_many(
+        self, keys: Sequence[bytes], *, consistency: ReadConsistency = _LINEARIZABLE
+    ) -> list[bytes | None]:
+        """Read several values, at one point in time if the machine SupportsGetMulti."""
+        await self._barrier(consistency)
+        if hasattr(self._machine, "get_multi"):
+            return cast("SupportsGetMulti", self._machine).get_multi(keys)
+        return [self._get(key) for key in keys]
+
+    async def scan(
+        self,
+        prefix: bytes = b"",
+        *,
+        limit: int | None = None,
+        start_after: bytes | None = None,
+        consistency: ReadConsistency = _LINEARIZABLE,
+    ) -> ScanResult:
+        """List entries in key order, at one point in time; runs in a thread.
+
+        Raises:
+            NotRunningError: the node is stopped, or the machine has no `scan_prefix`.
+        """
+        await self._barrier(consistency)
+        self._require_running()
+        if not hasattr(self._machine, "scan_prefix"):
+            raise DEngineError(f"backend {self.backend!r} does not support scans")
+        machine = cast("SupportsScanPrefix", self._machine)
+        return await asyncio.to_thread(
+            machine.scan_prefix, prefix, limit=limit, start_after=start_after
+        )
+
+    async def query(
+        self, request: bytes, *, consistency: ReadConsistency = _LINEARIZABLE
+    ) -> bytes:
+        """Answer a request in the machine's own language; runs in a thread."""
+        await self._barrier(consistency)
+        self._require_running()
+        if not hasattr(self._machine, "query"):
+            raise DEngineError(f"backend {self.backend!r} does not support queries")
+        return await asyncio.to_thread(cast("SupportsQuery", self._machine).query, request)
+
+    def status(self) -> NodeStatus:
+        """Return what the node knows of itself; answers also while stopped."""
+        running = self._accepting and self._failure is None
+        opened = not self._stopped.is_set()
+        newest = self._machine.snapshot_metadata() if self._machine.is_running() else None
+        return NodeStatus(
+            name=self.config.node.name,
+            backend=self.backend,
+            running=running,
+            last_applied=self.handler.last_applied,
+            commit_index=self.handler.commit_index,
+            first_index=self._log.first_index() if opened else 0,
+            last_log_id=self._log.last_log_id(),
+            entries=self._machine.len() if self._machine.is_running() else 0,
+            in_flight=self._in_flight,
+            snapshot=newest,
+            failure=None if self._failure is None else str(self._failure),
+        )
