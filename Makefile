@@ -1,0 +1,58 @@
+# `make run` and `make test` are all that a fresh clone needs; both create .venv once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BACKEND ?= file
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OTHER_PYTHONS := 3.12 3.13
+
+# A fixed seed in CI: a failure there comes again on the next run.
+PYTEST_ARGS ?= $(if $(CI),--hypothesis-seed=0)
+
+.PHONY: run test test-all bench lint format proto clean
+
+run: $(STAMP)
+	$(BIN)/python examples/run_demo.py --backend $(BACKEND)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: test
+	@for version in $(OTHER_PYTHONS); do \
+	  if python$$version --version >/dev/null 2>&1; then \
+	    echo "== Python $$version"; \
+	    $(MAKE) PYTHON=python$$version VENV=.venv-$$version test || exit 1; \
+	  else \
+	    echo "== Python $$version is not installed; skipped"; \
+	  fi; \
+	done
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m benchmarks.run
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  $(wildcard dengine_sm/server/*.proto)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed:" \
+	    "make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,uvloop]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""The `dengine-sm` command; see `dengine-sm --help`."""
+
+from dengine_sm.cli.commands import main
+
+__all__ = ["main"]
