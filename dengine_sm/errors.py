@@ -23,6 +23,7 @@
     ├── ConfigError                     carries every problem
     ├── CommitLogError
     │   └── ProposalOutcomeUnknown      the command may or may not be committed
+    ├── ServerError                     a server could not begin to listen
     └── ClientError                     a server answered with an error, or not at all
 
 Source: CONTRACT §5. Every class keeps the values of its message as attributes.
@@ -201,6 +202,17 @@ class CommitLogError(DEngineError):
 
 class ProposalOutcomeUnknown(CommitLogError):  # noqa: N818 - names an outcome, not a failure
     """The command may or may not be committed; it was not acknowledged."""
+
+
+class ServerError(DEngineError):
+    """A server could not begin to listen; the node is as before.
+
+    `address` is what it was told to listen on.
+    """
+
+    def __init__(self, message: str, *, address: str) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class ClientError(DEngineError):
