@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -49,7 +50,7 @@ def check_chunk(chunk: Sequence[Entry], last_applied: LogId) -> int:
 
 
 def _refuse_inner_gap(indices: list[int]) -> None:
-    for before, index in zip(indices, indices[1:], strict=False):
+    for before, index in pairwise(indices):
         if index != before + 1:
             raise LogGapError(
                 f"chunk has index {index} right after {before}: expected {before + 1}; "

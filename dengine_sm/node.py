@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -147,9 +147,7 @@ class Node:
         self.handler = StateMachineHandler(
             machine,
             log,
-            SnapshotStore(
-                config.node.data_dir / "snapshots", config.snapshot.cleanup_retain_count
-            ),
+            SnapshotStore(config.node.data_dir / "snapshots", config.snapshot.cleanup_retain_count),
             policy=config.snapshot.policy(),
             keep_log_entries=config.snapshot.keep_log_entries,
             apply_chunk_entries=config.node.apply_chunk_entries,
@@ -220,12 +218,13 @@ class Node:
         await asyncio.to_thread(self._machine.start)
         await asyncio.to_thread(self.handler.snapshots.open)
         await self.handler.restore()
-        self._spawn(self._apply_loop(), "apply")
+        self._applying = self._spawn(self._apply_loop(), "apply")
         await self.handler.wait_applied(self._log.last_log_id().index)
 
-    def _spawn(self, work: object, name: str) -> None:
-        task = asyncio.create_task(work, name=f"dengine-sm-{name}")  # type: ignore[arg-type]  # coroutine
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"dengine-sm-{name}")
         self._tasks.append(task)
+        return task
 
     async def _watch(self, event: asyncio.Event) -> None:
         await event.wait()
@@ -284,7 +283,9 @@ class Node:
         if self._failure is not None:
             raise self._failure
 
-    async def run_until_signal(self, signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> None:
+    async def run_until_signal(
+        self, signals: Iterable[int] = (signal.SIGINT, signal.SIGTERM)
+    ) -> None:
         """Serve until a signal, the shutdown event or a failure; then stop cleanly."""
         loop = asyncio.get_running_loop()
         signals = tuple(signals)
@@ -323,7 +324,9 @@ class Node:
     def _refusal(self) -> NotRunningError:
         name = self.config.node.name
         if self._failure is not None:
-            return NotRunningError(f"node {name!r} has failed: {self._failure}; nothing was proposed")
+            return NotRunningError(
+                f"node {name!r} has failed: {self._failure}; nothing was proposed"
+            )
         return NotRunningError(f"node {name!r} is not running; nothing was proposed")
 
     # Proposals
@@ -364,30 +367,32 @@ class Node:
             NotRunningError, CommitLogError, ProposalOutcomeUnknown: as for `propose`;
                 blocks before the failed one are committed.
         """
-        blocks = list(self._blocks(commands))
         waiting: list[asyncio.Future[list[ApplyResult]]] = []
-        taken = 0
+        results: list[ApplyResult] = []
         try:
-            for block in blocks:
+            for block in self._blocks(commands):
                 await self._take_slots()
-                self._in_flight += len(block)
-                taken += len(block)
-                future: asyncio.Future[list[ApplyResult]] = (
-                    asyncio.get_running_loop().create_future()
-                )
-                waiting.append(future)
-                await self._append(block, Block(len(block), future))
-            results: list[ApplyResult] = []
+                waiting.append(self._block_future(len(block)))
+                await self._append(block, Block(len(block), waiting[-1]))
             for future in waiting:
-                results += await future
-            return results
+                results += await asyncio.shield(future)
         finally:
-            self._in_flight -= taken
-            self._free_slots()
             for future in waiting:
-                # Whoever fails first is raised; the others are not to be warned about.
-                if future.done() and not future.cancelled():
-                    future.exception()
+                # Whoever fails first is raised; nobody asks for the others.
+                future.add_done_callback(_look_at_error)
+        return results
+
+    def _block_future(self, count: int) -> asyncio.Future[list[ApplyResult]]:
+        """Return a future that holds slots until it is done, whoever still waits for it."""
+        future: asyncio.Future[list[ApplyResult]] = asyncio.get_running_loop().create_future()
+        self._in_flight += count
+
+        def release(_: object) -> None:
+            self._in_flight -= count
+            self._free_slots()
+
+        future.add_done_callback(release)
+        return future
 
     def _blocks(self, commands: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
         most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
@@ -502,11 +507,28 @@ class Node:
     async def install_snapshot(self, archive: Path) -> SnapshotMetadata:
         """Install a snapshot archive that is newer than the state.
 
+        Proposals are refused meanwhile, and those in flight are finished first: the log
+        goes on behind the snapshot.
+
         Raises:
             SnapshotError, StorageError: nothing changed.
         """
         self._require_running()
-        return await self.handler.install_snapshot(archive)
+        self._accepting = False
+        try:
+            await self._drain()
+            await self._stop_applying()
+            return await self.handler.install_snapshot(archive)
+        finally:
+            if self._stopping is None:
+                self._applying = self._spawn(self._apply_loop(), "apply")
+                self._accepting = True
+                self._free_slots()
+
+    async def _stop_applying(self) -> None:
+        self._applying.cancel()
+        await asyncio.wait([self._applying])
+        self._tasks.remove(self._applying)
 
     # Reads
 
@@ -562,9 +584,7 @@ class Node:
             machine.scan_prefix, prefix, limit=limit, start_after=start_after
         )
 
-    async def query(
-        self, request: bytes, *, consistency: ReadConsistency = _LINEARIZABLE
-    ) -> bytes:
+    async def query(self, request: bytes, *, consistency: ReadConsistency = _LINEARIZABLE) -> bytes:
         """Answer a request in the machine's own language; runs in a thread."""
         await self._barrier(consistency)
         self._require_running()
@@ -590,3 +610,8 @@ class Node:
             snapshot=newest,
             failure=None if self._failure is None else str(self._failure),
         )
+
+
+def _look_at_error(future: asyncio.Future[list[ApplyResult]]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -138,4 +138,3 @@ class ProposalTracker:
             entry.waiter.fail(error)
         self._ranges.clear()
         self._early.clear()
-

@@ -377,6 +377,28 @@ def test_an_error_at_every_step_loses_nothing_synced_and_leaks_nothing(tmp_path,
             scenario.check(tmp_path / f"{failing}" / "log")
 
 
+def test_power_loss_after_undoing_a_synced_record_leaves_a_torn_tail_not_damage(tmp_path):
+    (tmp_path / "root").mkdir()
+    fs = StepFileSystem(tmp_path / "root")
+    log = FramedLog(tmp_path / "root" / "log", fs=fs)
+    log.open()
+    log.append(b"a")
+    log.append(b"b" * 600)
+    log.sync()
+    log.undo_append(2)
+    log.append(b"c" * 3000)
+    log.close()
+    left = fs.after_power_loss(tmp_path / "left", None)
+    name = next(left.glob("*.seg")).name
+    content = (tmp_path / "root" / "log" / name).read_bytes()
+    (left / name).write_bytes(content[:512] + bytes(512) + content[1024:])
+
+    log = FramedLog(left)
+
+    assert log.open().last_sequence == 1
+    log.close()
+
+
 class Refusing(OsFileSystem):
     """Refuses the calls that are named, while they are."""
 
@@ -404,6 +426,10 @@ class Refusing(OsFileSystem):
     def replace(self, source: Path, target: Path) -> None:
         self._check("replace")
         super().replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        self._check("sync_directory")
+        super().sync_directory(path)
 
 
 @pytest.fixture
@@ -485,6 +511,20 @@ def test_a_segment_that_cannot_be_begun_leaves_the_log_usable(refusing):
     assert log.append(b"second" * 40) == 2
     assert log.append(b"third") == 3
     assert payloads(log) == [b"first", b"second" * 40, b"third"]
+
+
+def test_a_clear_that_failed_does_not_disturb_the_next_one(refusing):
+    log, fs = refusing
+    fs.refused = {"sync_directory"}
+    with pytest.raises(StorageError, match=r"cannot clear the log: .*; the log is as before"):
+        log.clear(20)
+    assert payloads(log) == [b"first"]
+    fs.refused = set()
+
+    log.clear(10)
+    log.close()
+
+    assert log.open().first_sequence == 10
 
 
 WRITER = """

@@ -464,6 +464,24 @@ def test_a_segment_of_another_place_is_damage(tmp_path):
     assert recovered(tmp_path / "b", {**files, third: files[second]}) is None
 
 
+@pytest.mark.parametrize("records", [0, 1])
+def test_a_start_older_than_the_records_is_damage(tmp_path, records):
+    log = opened(tmp_path / "log")
+    log.append(b"old")
+    log.close()
+    older = contents(tmp_path / "log")
+    log.open()
+    log.clear(1)
+    for _ in range(records):
+        log.append(b"new")
+    log.close()
+    newer = contents(tmp_path / "log")
+
+    found = recovered(tmp_path / "mixed", {**newer, **older})
+
+    assert (None if records else [b"old"]) == (found and found[1])
+
+
 def test_damage_of_an_unsynced_frame_before_a_valid_one_is_refused(tmp_path):
     log = opened(tmp_path / "log")
     for payload in (b"a" * 1000, b"b" * 1000, b"c" * 1000):

@@ -180,7 +180,9 @@ def test_snapshot_then_tail_equals_everything(tmp_path_factory, history, cut):
         straight = open_machine("memory", root)
         writer = open_machine("file", root / "writer")
         installer = open_machine("file", root / "installer")
-        await installer.apply_chunk([Entry(1, 0, 5, encode_command(Put(b"old", b"x", 9)))][: not head])
+        await installer.apply_chunk(
+            [Entry(1, 0, 5, encode_command(Put(b"old", b"x", 9)))][: not head]
+        )
         await straight.apply_chunk(head)
         for chunk in chunks(head, 3):
             await writer.apply_chunk(chunk)

@@ -241,11 +241,25 @@ def test_refuses_a_member_of_impossible_size(tmp_path: Path, size: int) -> None:
     assert_refused(archive, tmp_path / "unpacked")
 
 
-def test_refuses_to_unpack_more_than_the_header_says(tmp_path: Path) -> None:
-    tar = tar_of(member("bomb", bytes(50 << 20)))
+@pytest.mark.parametrize(("count", "size"), [(1, (50 << 20) - 1), (0, 50 << 20)])
+def test_refuses_more_than_the_header_says_before_unpacking_it(
+    tmp_path: Path, count: int, size: int
+) -> None:
+    archive = forge(tmp_path / "a", tar_of(member("bomb", bytes(50 << 20))), count, size)
 
-    for archive in (forge(tmp_path / "a", tar, 1, 10), forge(tmp_path / "b", tar, 2, 50 << 20)):
-        assert_refused(archive, tmp_path / "unpacked")
+    with pytest.raises(SnapshotCorruptionError, match="'bomb' is more than its header says"):
+        unpack_archive(archive, tmp_path / "unpacked")
+
+    assert not (tmp_path / "unpacked").exists()
+
+
+def test_refuses_less_than_the_header_says(tmp_path: Path) -> None:
+    archive = forge(tmp_path / "a", tar_of(member("x", b"1")), 2, 1)
+
+    with pytest.raises(SnapshotCorruptionError, match="1 files of 1 bytes"):
+        unpack_archive(archive, tmp_path / "unpacked")
+
+    assert not (tmp_path / "unpacked").exists()
 
 
 def test_refuses_a_tar_that_ends_early(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -16,6 +18,7 @@ from dengine_sm.snapshot import (
     SnapshotStore,
     pack_archive,
     read_portable,
+    verify_archive,
     verify_snapshot,
     write_portable,
 )
@@ -151,6 +154,32 @@ def test_a_snapshot_of_the_same_id_is_replaced(store: SnapshotStore) -> None:
     assert old.metadata != new.metadata
     with pytest.raises(SnapshotError, match="was replaced"), store.extract(old):
         pytest.fail("extracted")
+
+
+def test_a_reader_never_sees_half_of_a_replacement(store: SnapshotStore, tmp_path: Path) -> None:
+    sources = []
+    for number in range(2):
+        source = tmp_path / str(number)
+        source.mkdir()
+        (source / "data").write_bytes(os.urandom((4 << 20) + number))
+        sources.append((source, SnapshotMetadata(LogId(1, 1), bytes([number + 1] * 32), "test/1")))
+    path = store.publish(*sources[0]).path
+    done = threading.Event()
+    looks: list[tuple[int, list[Path]]] = []
+
+    def look() -> None:
+        while not done.is_set():
+            looks.append((len(store.list()), store.damaged()))
+            verify_archive(path)
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(look)
+        for number in range(20):
+            store.publish(*sources[number % 2])
+        done.set()
+        reader.result()
+
+    assert {(1, ())} == {(count, tuple(damaged)) for count, damaged in looks}
 
 
 def test_open_reaps_what_a_crash_left(store: SnapshotStore, tmp_path: Path) -> None:

@@ -380,9 +380,7 @@ class _CheckpointStopped(Exception):  # noqa: N818 - control flow, not an error
 
 def _encode_batch(batch: WriteBatch) -> bytes:
     data, internal = batch.data, batch.internal
-    return encode(
-        [list(data), list(data.values()), list(internal), list(internal.values())]
-    )
+    return encode([list(data), list(data.values()), list(internal), list(internal.values())])
 
 
 def _decode_batch(payload: bytes, path: Path) -> WriteBatch:
@@ -434,4 +432,3 @@ def _view_batches(view: RamView) -> Iterator[WriteBatch]:
         yield WriteBatch(data)
     for internal in view.internal_blocks(_BLOCK_ENTRIES):
         yield WriteBatch(internal=internal)
-

@@ -66,11 +66,12 @@ def _blocks(layers: tuple[Layer, ...], size: int) -> Iterator[Layer]:
         newer = layers[:depth]
         items = iter(layer.items())
         while part := list(islice(items, size)):
-            if block := {
+            block: Layer = {
                 key: value
                 for key, value in part
                 if value is not None and not any(key in other for other in newer)
-            }:
+            }
+            if block:
                 yield block
 
 

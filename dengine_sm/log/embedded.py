@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
@@ -239,8 +240,7 @@ class EmbeddedLog:
                         expected_index=position,
                         observed_index=self.first_index(),
                     )
-                start = position
-                entries = await self._in_worker(lambda: self._from_disk(start))
+                entries = await self._in_worker(partial(self._from_disk, position))
             position = entries[-1].index + 1
             yield entries
 

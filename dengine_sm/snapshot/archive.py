@@ -47,9 +47,6 @@ _PREFIX = struct.Struct(">4sHH")
 _CRC = struct.Struct(">I")
 _ROOM = HEADER_BYTES - _PREFIX.size - _CRC.size
 _LEVEL = 3
-# What tar adds: at most this for each file (headers, padding), and this at the end.
-_TAR_PER_FILE = 4096
-_TAR_END = 64 << 10
 _LONG_NAME_BYTES = 512
 _MEMBER_TYPES = (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME)
 _UNREADABLE = (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, RecursionError)
@@ -169,21 +166,6 @@ class _HashingWriter:
         self.digest.update(data)
         self.size += len(data)
         return len(data)
-
-
-class _BoundedReader:
-    """Passes bytes of the tar on, up to what the header allows for."""
-
-    def __init__(self, stream: Any, limit: int) -> None:
-        self._stream = stream
-        self._left = limit
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
-        self._left -= len(data)
-        if self._left < 0:
-            raise tarfile.TarError("unpacks to more than its header says")
-        return data
 
 
 class _PlainMember(tarfile.TarInfo):
@@ -323,15 +305,14 @@ def _verify(path: Path, stream: IO[bytes]) -> ArchiveHeader:
 
 
 def _extract(path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Path) -> None:
-    limit = header.content_bytes + header.file_count * _TAR_PER_FILE + BLOCK_BYTES + _TAR_END
     count = content_bytes = 0
     try:
         with (
             zstandard.ZstdDecompressor().stream_reader(
                 stream, read_size=BLOCK_BYTES, closefd=False
             ) as plain,
-            tarfile.open(  # type: ignore[call-overload] # it calls read only
-                fileobj=_BoundedReader(plain, limit),
+            tarfile.open(
+                fileobj=plain,
                 mode="r|",
                 tarinfo=_PlainMember,
                 encoding="utf-8",
@@ -339,9 +320,11 @@ def _extract(path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Pa
             ) as tar,
         ):
             for member in tar:
-                _extract_member(tar, member, directory)
                 count += 1
                 content_bytes += member.size
+                if count > header.file_count or content_bytes > header.content_bytes:
+                    raise _HostileMember(f"{member.name!r} is more than its header says")
+                _extract_member(tar, member, directory)
     except (_HostileMember, *_UNREADABLE) as exc:
         raise damaged(path, f"holds what no snapshot holds ({exc})") from exc
     if (count, content_bytes) != (header.file_count, header.content_bytes):

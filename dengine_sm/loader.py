@@ -1,0 +1,446 @@
+"""From a name to a validated machine: entry points, plugins, options, checks.
+
+Entry points are enumerated at every call, each plugin in a manager of its own, so that
+a broken one is an item of the list and never in the way of the others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import pluggy
+
+from dengine_sm import hookspecs
+from dengine_sm.contract import CONTRACT_VERSION, StateMachine
+from dengine_sm.errors import (
+    BackendConflictError,
+    BackendLoadError,
+    BackendNotFoundError,
+    ConfigError,
+    PluginError,
+)
+from dengine_sm.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, Backend, LogEngine
+from dengine_sm.log.contract import CommitLog
+from dengine_sm.preflight import key_value_commands, run_preflight
+from dengine_sm.structuring import nearest, structure
+from dengine_sm.validation import Finding, check_structure, violation
+
+logger = logging.getLogger("dengine_sm.loader")
+
+VALIDATION_LEVELS = ("structure", "preflight", "off")
+
+_HOOK_PREFIX = f"{PROJECT_NAME}_"
+_BACKENDS_HOOK = "dengine_sm_backends"
+_LOGS_HOOK = "dengine_sm_commit_logs"
+_HOOKS = (_BACKENDS_HOOK, _LOGS_HOOK)
+
+T = TypeVar("T", bound="Backend | LogEngine")
+
+
+@attrs.frozen
+class InstalledBackend:
+    """A state machine backend of an installed plugin, or a plugin that did not load."""
+
+    name: str
+    """The backend's name; the entry point's for a plugin that did not load."""
+    backend: Backend | None
+    distribution: str
+    version: str
+    entry_point: str
+    """`name = module` of the plugin."""
+    error: PluginError | None = None
+    """Why the plugin did not load, or who else claims the name."""
+
+
+@attrs.frozen
+class InstalledCommitLog:
+    """A commit log of an installed plugin, or a plugin that did not load."""
+
+    name: str
+    """The log's name; the entry point's for a plugin that did not load."""
+    engine: LogEngine | None
+    distribution: str
+    version: str
+    entry_point: str
+    error: PluginError | None = None
+
+
+@attrs.frozen
+class _Plugin:
+    """What one entry point gave."""
+
+    entry_point: EntryPoint
+    backends: tuple[Backend, ...] = ()
+    engines: tuple[LogEngine, ...] = ()
+    error: BackendLoadError | None = None
+
+    @property
+    def distribution(self) -> str:
+        return self.entry_point.dist.name if self.entry_point.dist else "unknown distribution"
+
+    @property
+    def version(self) -> str:
+        return self.entry_point.dist.version if self.entry_point.dist else "0"
+
+    @property
+    def label(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+    def origin(self) -> dict[str, str]:
+        entry_point = f"{self.entry_point.name} = {self.entry_point.value}"
+        return {
+            "distribution": self.distribution,
+            "version": self.version,
+            "entry_point": entry_point,
+        }
+
+
+def installed_backends() -> list[InstalledBackend]:
+    """List the backends of every installed plugin, by name.
+
+    Raises nothing for a broken plugin: it is listed with its error and without backend.
+    """
+    plugins = _load_plugins()
+    conflicts = _conflicts(plugins, lambda plugin: plugin.backends, "backend")
+    listed = []
+    for plugin in plugins:
+        origin = plugin.origin()
+        if plugin.error:
+            name = plugin.entry_point.name
+            listed.append(InstalledBackend(name, None, error=plugin.error, **origin))
+        for item in plugin.backends:
+            error = conflicts.get(item.name)
+            listed.append(InstalledBackend(item.name, item, error=error, **origin))
+    return sorted(listed, key=lambda item: (item.name, item.distribution))
+
+
+def installed_commit_logs() -> list[InstalledCommitLog]:
+    """List the commit logs of every installed plugin, like `installed_backends`."""
+    plugins = _load_plugins()
+    conflicts = _conflicts(plugins, lambda plugin: plugin.engines, "commit log")
+    listed = []
+    for plugin in plugins:
+        origin = plugin.origin()
+        if plugin.error:
+            name = plugin.entry_point.name
+            listed.append(InstalledCommitLog(name, None, error=plugin.error, **origin))
+        for item in plugin.engines:
+            error = conflicts.get(item.name)
+            listed.append(InstalledCommitLog(item.name, item, error=error, **origin))
+    return sorted(listed, key=lambda item: (item.name, item.distribution))
+
+
+def find_backend(name: str) -> Backend:
+    """Return the backend that is registered under a name.
+
+    Raises:
+        BackendNotFoundError: no plugin registers the name.
+        BackendConflictError: two distributions do.
+        BackendLoadError: the plugin whose entry point has this name does not load.
+    """
+    return _find(name, _load_plugins(), lambda plugin: plugin.backends, "backend")[0]
+
+
+def create_state_machine(
+    name: str,
+    data_dir: Path,
+    options: Any = None,
+    *,
+    validate: str = "preflight",
+) -> StateMachine:
+    """Return a validated machine of a backend, not started.
+
+    Args:
+        name: the backend's.
+        data_dir: the machine's directory; not touched before `start`.
+        options: a table, an instance of the backend's options class, or None.
+        validate: `structure` compares methods with the contract; `preflight` also runs
+            the backend, under the same options, in a temporary directory; `off` trusts.
+
+    Raises:
+        BackendNotFoundError: no plugin registers the name.
+        BackendConflictError: two distributions do.
+        BackendLoadError: the plugin does not load, or its factory failed.
+        ContractViolationError: the machine breaks the contract, or the backend was
+            made for another version of it.
+        ConfigError: options or `validate` are wrong.
+    """
+    if validate not in VALIDATION_LEVELS:
+        problem = (
+            f"state_machine.validate: expected one of {', '.join(VALIDATION_LEVELS)}, "
+            f"observed {validate!r}"
+        )
+        raise ConfigError(problem, problems=[problem])
+    backend, plugin = _find(name, _load_plugins(), lambda plugin: plugin.backends, "backend")
+    _check_version(backend, plugin)
+    built = structure_options(backend, options)
+    machine: StateMachine = _construct(backend, plugin, Path(data_dir), built, "backend")
+    if validate == "off":
+        logger.warning("backend %r (%s) is used without validation", name, plugin.label)
+        return machine
+    findings = check_structure(machine)
+    if not findings and validate == "preflight":
+        findings = _preflight(backend, plugin, built)
+    if findings:
+        raise violation(name, plugin.label, findings)
+    return machine
+
+
+def create_commit_log(name: str, log_dir: Path, options: Any = None) -> CommitLog:
+    """Return a commit log, not opened.
+
+    Raises:
+        BackendNotFoundError: no plugin registers the name.
+        BackendConflictError: two distributions do.
+        BackendLoadError: the plugin does not load, or its factory failed.
+        ConfigError: the options are wrong.
+    """
+    engine, plugin = _find(name, _load_plugins(), lambda plugin: plugin.engines, "commit log")
+    built = structure_options(engine, options)
+    log: CommitLog = _construct(engine, plugin, Path(log_dir), built, "commit log")
+    return log
+
+
+def structure_options(plug: Backend | LogEngine, options: Any = None) -> Any:
+    """Return options as an instance of the class that a backend or log declares.
+
+    Raises:
+        ConfigError: a table that does not fit; every problem at once.
+        BackendLoadError: the options class itself cannot be used.
+    """
+    is_backend = isinstance(plug, Backend)
+    where = "state_machine.options" if is_backend else "log.options"
+    subject = f"{'backend' if is_backend else 'commit log'} {plug.name!r}"
+    if isinstance(plug.options, type) and isinstance(options, plug.options):
+        return options
+    if options is not None and not isinstance(options, Mapping):
+        problem = f"{where}: expected a table for {subject}, observed {options!r:.80}"
+        raise ConfigError(problem, problems=[problem])
+    if options and attrs.has(plug.options) and not attrs.fields(plug.options):
+        given = ", ".join(repr(key) for key in options)
+        problem = f"{where}: {subject} takes no options, observed {given}"
+        raise ConfigError(problem, problems=[problem])
+    try:
+        return structure(plug.options, options or {}, where=where)
+    except ConfigError:
+        raise
+    except Exception as exc:
+        raise BackendLoadError(
+            f"{subject}: options class {plug.options!r} cannot be structured: {_told(exc)}; "
+            "expected an attrs class whose fields have types and defaults",
+            name=plug.name,
+        ) from exc
+
+
+def _load_plugins() -> list[_Plugin]:
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    return [_load_plugin(entry_point) for entry_point in found]
+
+
+def _load_plugin(entry_point: EntryPoint) -> _Plugin:
+    bare = _Plugin(entry_point)
+    try:
+        plugged = entry_point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # SystemExit, or a native library's panic
+        error = _load_error(bare, f"importing {entry_point.value!r} failed: {_told(exc)}")
+        error.__cause__ = exc
+        return attrs.evolve(bare, error=error)
+    try:
+        return _call_hooks(bare, plugged)
+    except BackendLoadError as exc:
+        return attrs.evolve(bare, error=exc)
+
+
+def _call_hooks(plugin: _Plugin, plugged: Any) -> _Plugin:
+    manager = pluggy.PluginManager(PROJECT_NAME)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugged, name=plugin.entry_point.name)
+    except Exception as exc:
+        raise _load_error(plugin, f"not a plugin: {_told(exc)}") from exc
+    implemented = {caller.name for caller in manager.get_hookcallers(plugged) or []}
+    _check_hooks(plugin, plugged, implemented)
+    backends: list[Backend] = []
+    engines: list[LogEngine] = []
+    if _BACKENDS_HOOK in implemented:
+        backends = _call_hook(plugin, _BACKENDS_HOOK, manager.hook.dengine_sm_backends, Backend)
+    if _LOGS_HOOK in implemented:
+        engines = _call_hook(plugin, _LOGS_HOOK, manager.hook.dengine_sm_commit_logs, LogEngine)
+    return attrs.evolve(plugin, backends=tuple(backends), engines=tuple(engines))
+
+
+def _check_hooks(plugin: _Plugin, plugged: Any, implemented: set[str]) -> None:
+    """Refuse hooks that would never be called: misspelt, unmarked, or none at all."""
+    problems = [
+        f"{name!r} is marked as a hook, but there is no such hook{_hint(name)}"
+        for name in sorted(implemented - set(_HOOKS))
+    ]
+    for name in dir(plugged):
+        if not name.startswith(_HOOK_PREFIX) or name in implemented:
+            continue
+        function = inspect.getattr_static(plugged, name)
+        if not inspect.isroutine(function) or _marked(function):
+            continue
+        missing = "is not marked with hookimpl" if name in _HOOKS else "is no hook"
+        problems.append(f"function {name!r} {missing}{'' if name in _HOOKS else _hint(name)}")
+    if not implemented and not problems:
+        problems.append(f"no hook is implemented; expected {' or '.join(_HOOKS)}")
+    if problems:
+        raise _load_error(plugin, "; ".join(problems))
+
+
+def _marked(function: Any) -> bool:
+    return hasattr(getattr(function, "__func__", function), f"{PROJECT_NAME}_impl")
+
+
+def _hint(name: str) -> str:
+    near = nearest(name, _HOOKS)
+    return f"; did you mean {near!r}?" if near else f"; the hooks are {' and '.join(_HOOKS)}"
+
+
+def _call_hook(plugin: _Plugin, hook: str, call: Callable[[], Any], kind: type[T]) -> list[T]:
+    expected = f"expected an iterable of {kind.__name__}"
+    try:
+        returned = call()
+        if not returned:  # pluggy leaves None out
+            raise _load_error(plugin, f"hook {hook} returned None; {expected}")
+        items: list[Any] = []
+        for result in returned:
+            if not isinstance(result, Iterable):
+                raise _load_error(plugin, f"hook {hook} returned {result!r:.80}; {expected}")
+            items += result
+    except BackendLoadError:
+        raise
+    except Exception as exc:
+        raise _load_error(plugin, f"hook {hook} failed: {_told(exc)}") from exc
+    names: set[str] = set()
+    for item in items:
+        if not isinstance(item, kind):
+            raise _load_error(plugin, f"hook {hook} returned {item!r:.80} among others; {expected}")
+        if not isinstance(item.name, str) or not item.name:
+            raise _load_error(plugin, f"hook {hook}: name is {item.name!r}; expected a text")
+        if item.name in names:
+            raise _load_error(plugin, f"hook {hook} returned two items named {item.name!r}")
+        names.add(item.name)
+    return items
+
+
+def _load_error(plugin: _Plugin, what: str) -> BackendLoadError:
+    return BackendLoadError(
+        f"plugin {plugin.entry_point.name!r} ({plugin.label}): {what}",
+        name=plugin.entry_point.name,
+        distribution=plugin.label,
+    )
+
+
+def _conflicts(
+    plugins: Sequence[_Plugin], plugs: Callable[[_Plugin], Sequence[T]], kind: str
+) -> dict[str, BackendConflictError]:
+    claims: dict[str, list[str]] = {}
+    for plugin in plugins:
+        for item in plugs(plugin):
+            claims.setdefault(item.name, []).append(plugin.label)
+    return {
+        name: _conflict(name, sorted(labels), kind)
+        for name, labels in claims.items()
+        if len(labels) > 1
+    }
+
+
+def _conflict(name: str, labels: Sequence[str], kind: str) -> BackendConflictError:
+    many = f"{len(labels)} distributions" if len(labels) > 2 else "two distributions"
+    return BackendConflictError(
+        f"{kind} name {name!r} is registered by {many}, {' and '.join(labels)}; "
+        f"uninstall {'all but one' if len(labels) > 2 else 'one'} of them",
+        name=name,
+        distributions=labels,
+    )
+
+
+def _find(
+    name: str, plugins: Sequence[_Plugin], plugs: Callable[[_Plugin], Sequence[T]], kind: str
+) -> tuple[T, _Plugin]:
+    conflict = _conflicts(plugins, plugs, kind).get(name)
+    if conflict is not None:
+        raise conflict
+    for plugin in plugins:
+        for item in plugs(plugin):
+            if item.name == name:
+                return item, plugin
+    broken = [plugin.error for plugin in plugins if plugin.error is not None]
+    for error in broken:
+        if error.name == name:
+            raise error
+    installed = sorted({item.name for plugin in plugins for item in plugs(plugin)})
+    raise _not_found(name, installed, broken, kind)
+
+
+def _not_found(
+    name: str, installed: Sequence[str], broken: Sequence[BackendLoadError], kind: str
+) -> BackendNotFoundError:
+    what = "state machine backend" if kind == "backend" else kind
+    near = nearest(name, installed)
+    hint = f". Did you mean {near!r}?" if near else ""
+    failed = "".join(f"\n  - {error}" for error in broken)
+    count = "1 plugin" if len(broken) == 1 else f"{len(broken)} plugins"
+    note = f"\n{count} did not load:{failed}" if broken else ""
+    return BackendNotFoundError(
+        f"no {what} named {name!r}; installed: {', '.join(installed) or 'none'}{hint}{note}",
+        name=name,
+        installed=installed,
+    )
+
+
+def _check_version(backend: Backend, plugin: _Plugin) -> None:
+    if backend.contract_version == CONTRACT_VERSION:
+        return
+    finding = Finding(
+        "CONTRACT_VERSION",
+        f"contract {CONTRACT_VERSION}",
+        f"contract {backend.contract_version!r}",
+        f"entry point {plugin.entry_point.value}",
+    )
+    raise violation(backend.name, plugin.label, [finding])
+
+
+def _construct(
+    plug: Backend | LogEngine, plugin: _Plugin, directory: Path, options: Any, kind: str
+) -> Any:
+    try:
+        return plug.factory(directory, options)
+    except Exception as exc:
+        raise BackendLoadError(
+            f"{kind} {plug.name!r} ({plugin.label}): its factory failed: {_told(exc)}; "
+            "nothing was created",
+            name=plug.name,
+            distribution=plugin.label,
+        ) from exc
+
+
+def _preflight(backend: Backend, plugin: _Plugin, options: Any) -> list[Finding]:
+    try:
+        durability = backend.durability_for(options)
+    except Exception as exc:
+        raise BackendLoadError(
+            f"backend {backend.name!r} ({plugin.label}): its durability function failed: "
+            f"{_told(exc)}; nothing was created",
+            name=backend.name,
+            distribution=plugin.label,
+        ) from exc
+    return run_preflight(
+        lambda directory: backend.factory(directory, options),
+        durability=durability,
+        commands=None if backend.limits is None else key_value_commands(),
+    )
+
+
+def _told(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"
