@@ -375,19 +375,17 @@ class TestRun:
         assert f"cannot listen on {node.target!r}" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_a_malformed_config_is_exit_code_3(self, tmp_path: Path) -> None:
-        (tmp_path / "node.toml").write_text("[node\n")
+    @pytest.mark.parametrize(
+        ("toml", "expected"), [("[node", "not TOML"), ("[state_machine]\nbackend='fiel'", "'file'")]
+    )
+    def test_a_wrong_config_is_exit_code_3(self, tmp_path: Path, toml: str, expected: str) -> None:
+        (tmp_path / "node.toml").write_text(toml)
 
-        done = dengine_sm("run", "--config", tmp_path / "node.toml")
-
-        assert (done.returncode, done.stdout) == (exit_codes.CONFIG, "")
-        assert "not TOML" in done.stderr
-
-    def test_an_unknown_backend_is_exit_code_3(self, tmp_path: Path) -> None:
-        done = dengine_sm("run", "--data-dir", tmp_path / "d", "--backend", "fiel")
+        done = dengine_sm("run", "--config", tmp_path / "node.toml", "--data-dir", tmp_path / "d")
 
         assert (done.returncode, done.stdout) == (exit_codes.CONFIG, "")
-        assert "'file'" in done.stderr
+        assert expected in done.stderr
+        assert not (tmp_path / "d").exists()
 
     def test_a_directory_in_use_is_exit_code_4(self, tmp_path: Path) -> None:
         with running(tmp_path / "data"):

@@ -332,6 +332,32 @@ def test_a_full_disk_leaves_the_old_archive(tmp_path: Path) -> None:
     assert {"a", "old", "new"} == {path.name for path in tmp_path.iterdir()}
 
 
+def test_a_disk_that_is_full_when_unpacking_leaves_nothing(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", {"big": bytes((1 << 20) + 100)})
+    pack_archive(source, tmp_path / "a", METADATA)
+    child = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        from dengine_sm.errors import StorageError
+        from dengine_sm.snapshot import unpack_archive
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        # The last write is cut short, which is no error yet.
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((1 << 20) + 50, (1 << 20) + 50))
+        try:
+            unpack_archive(Path(sys.argv[1]), Path(sys.argv[2]))
+        except StorageError:
+            print("refused", Path(sys.argv[2]).exists())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", child, tmp_path / "a", tmp_path / "unpacked"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert run.stdout.strip() == "refused False"
+
+
 def test_an_unwritable_target_is_a_storage_error(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import struct
 import sys
 import tarfile
@@ -344,16 +345,11 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Pa
     if source is None:
         raise _HostileMember(f"{member.name!r} has no content")
     try:
-        target = (directory / member.name).open("xb", buffering=0)
+        target = (directory / member.name).open("xb")
     except FileExistsError:
         raise _HostileMember(f"{member.name!r} is there twice") from None
-    left = member.size
     with source, target:
-        while left and (block := source.read(min(left, BLOCK_BYTES))):
-            target.write(block)
-            left -= len(block)
-    if left:
-        raise _HostileMember(f"{member.name!r} ends {left} bytes early")
+        shutil.copyfileobj(source, target, BLOCK_BYTES)
 
 
 def _remove(directory: Path) -> None:
