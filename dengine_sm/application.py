@@ -144,7 +144,6 @@ class ApplicationStateMachine:
                     self._save_place()
                     self._storage.sync()
                 else:
-                    # What was applied before the failure may still be saved.
                     with suppress(StorageError):
                         self._storage.sync()
             finally:

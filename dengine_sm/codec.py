@@ -6,6 +6,7 @@ encoder's default output is the core deterministic encoding of RFC 8949 §4.2.1.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -46,20 +47,17 @@ def decode(data: bytes) -> Any:
 
 
 def decode_sequence(stream: IO[bytes]) -> Iterator[Any]:
-    """Yield the items of a CBOR sequence (RFC 8742) until the stream ends.
+    """Yield the items of a CBOR sequence (RFC 8742) until the seekable stream ends.
 
     Raises:
         ValueError: the stream ends inside an item, or holds something else.
     """
-    while True:
+    while stream.read(1):
+        stream.seek(-1, os.SEEK_CUR)
         try:
             yield cbor2.load(stream, allow_indefinite=False)
-        except cbor2.CBORDecodeEOF as exc:
-            if stream.read(1) == b"" and "got 0" in str(exc) and "at least 1 " in str(exc):
-                return
-            raise ValueError(f"sequence ends inside an item: {exc}") from exc
         except cbor2.CBORDecodeError as exc:
-            raise ValueError(f"not CBOR: {exc}") from exc
+            raise ValueError(f"not a CBOR sequence: {exc}") from exc
 
 
 def pack_log_id(log_id: LogId) -> list[int]:

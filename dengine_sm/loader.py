@@ -217,7 +217,7 @@ def structure_options(plug: Backend | LogEngine, options: Any = None) -> Any:
     is_backend = isinstance(plug, Backend)
     where = "state_machine.options" if is_backend else "log.options"
     subject = f"{'backend' if is_backend else 'commit log'} {plug.name!r}"
-    if isinstance(plug.options, type) and isinstance(options, plug.options):
+    if attrs.has(plug.options) and isinstance(options, plug.options):
         return options
     if options is not None and not isinstance(options, Mapping):
         problem = f"{where}: expected a table for {subject}, observed {options!r:.80}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +149,18 @@ class TestOffline:
 
         assert result.exit_code == exit_codes.REQUEST
         assert result.stderr.startswith(f"error: server {NOWHERE!r}: ")
+
+    def test_ctrl_c_is_exit_code_130(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            target = f"127.0.0.1:{silent.getsockname()[1]}"
+            command = [sys.executable, "-m", "dengine_sm.cli", "get", "k", "--target", target]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                connection, _ = silent.accept()
+                with connection:
+                    process.send_signal(signal.SIGINT)
+                    _, stderr = process.communicate(timeout=30)
+
+        assert (process.returncode, stderr) == (exit_codes.INTERRUPTED, "interrupted\n")
 
     def test_a_missing_extra_says_how_to_install_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "dengine_sm.client", raising=False)

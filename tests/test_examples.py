@@ -27,6 +27,7 @@ from dengine_sm import (
     StateMachine,
 )
 from dengine_sm.application import ApplicationStateMachine
+from dengine_sm.preflight import run_preflight
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "examples" / "ledger.py"
@@ -279,9 +280,16 @@ def test_killed_ledger_keeps_what_it_acknowledged(tmp_path: Path, durability: st
     assert acknowledged > 0
 
 
-def test_ledger_is_a_backend() -> None:
+def test_ledger_is_a_backend_that_passes_the_preflight() -> None:
     (backend,) = ledger.dengine_sm_backends()
 
+    findings = run_preflight(
+        lambda directory: backend.factory(directory, None),
+        durability=Durability.ON_FLUSH,
+        commands=None,
+    )
+
+    assert findings == []
     assert backend.name == "ledger"
     assert backend.durability_for(None) is Durability.ON_FLUSH
 

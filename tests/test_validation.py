@@ -130,6 +130,15 @@ class CallableApply:
         return []
 
 
+class SyncCallableApply:
+    def __call__(self, chunk: Any) -> Any:
+        return []
+
+
+def test_a_sync_callable_object_is_a_finding():
+    assert findings_of("apply_chunk", SyncCallableApply()) == [("apply_chunk", "async def", "def")]
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -129,6 +129,8 @@ class _Load:
                 size_bytes += added
         except DEngineError:
             # The file is damaged from here on; what was read before is still good.
+            if batch:
+                yield batch
             raise
         if batch:
             yield batch

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.run`; `docs/benchmarks.md` explains the figures."""

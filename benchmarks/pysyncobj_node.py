@@ -1,0 +1,103 @@
+"""One PySyncObj node with a journal, in a process of its own; prints its rate as JSON.
+
+`tick` drives it without a pause, which is the fastest way it can be driven; `default`
+leaves that to its own thread.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pysyncobj import SyncObj, SyncObjConf, replicated
+
+from benchmarks.workload import pairs
+
+
+class Store(SyncObj):  # type: ignore[misc]  # pysyncobj has no annotations
+    """A replicated dict."""
+
+    def __init__(self, address: str, conf: Any) -> None:
+        super().__init__(address, [], conf=conf)
+        self.state: dict[bytes, bytes] = {}
+
+    @replicated  # type: ignore[untyped-decorator]  # pysyncobj has no annotations
+    def put(self, key: bytes, value: bytes) -> bool:
+        """Put a key."""
+        self.state[key] = value
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class _Pipeline:
+    """Keeps a number of puts in flight until all are done."""
+
+    def __init__(self, store: Store, work: list[tuple[bytes, bytes]]) -> None:
+        self._put: Callable[..., Any] = store.put
+        self._work = iter(work)
+        self._missing = len(work)
+        self.done = threading.Event()
+
+    def begin(self, in_flight: int) -> None:
+        for _ in range(in_flight):
+            self._next()
+
+    def _next(self) -> None:
+        for key, value in self._work:
+            self._put(key, value, callback=self._finished)
+            return
+
+    def _finished(self, result: Any, error: Any) -> None:
+        if error or result is not True:
+            raise RuntimeError(f"put: expected True, observed {result!r}, error {error!r}")
+        self._missing -= 1
+        if self._missing:
+            self._next()
+        else:
+            self.done.set()
+
+
+def main(arguments: list[str]) -> None:
+    """Measure once: DIRECTORY COUNT IN_FLIGHT MODE."""
+    directory, count, in_flight, mode = Path(arguments[0]), *map(int, arguments[1:3]), arguments[3]
+    ticking = mode == "tick"
+    conf = SyncObjConf(
+        journalFile=str(directory / "journal"),
+        fullDumpFile=str(directory / "dump"),
+        autoTick=not ticking,
+        logCompactionMinEntries=1 << 30,
+        logCompactionMinTime=1 << 30,
+    )
+    store = Store(f"127.0.0.1:{_free_port()}", conf)
+    while not store.isReady() or store._getLeader() is None:
+        if ticking:
+            store.doTick(0.01)
+        else:
+            time.sleep(0.01)
+    pipeline = _Pipeline(store, pairs(count))
+    start = time.perf_counter()
+    pipeline.begin(in_flight)
+    if ticking:
+        while not pipeline.done.is_set():
+            store.doTick(0.0)
+    else:
+        pipeline.done.wait()
+    elapsed = time.perf_counter() - start
+    assert len(store.state) == count
+    print(json.dumps({"rate": count / elapsed}), flush=True)
+    store.destroy()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
