@@ -93,7 +93,9 @@ def test_commands_round_trip_and_reject_any_other_form(command):
             decode_command(wrong)
 
 
-@pytest.mark.parametrize("wrong", [Put("k", b""), Put(b"k", None), Put(b"", b"", 1.5), Delete(3), 7])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "wrong", [Put("k", b""), Put(b"k", None), Put(b"", b"", 1.5), Delete(3), 7]
+)  # type: ignore[arg-type]
 def test_commands_of_wrong_types_are_refused(wrong):
     with pytest.raises(TypeError, match="expected"):
         encode_command(wrong)

@@ -78,7 +78,9 @@ class Bench:
         first = self.log.last_log_id().index + 1
         for index in range(first, first + count):
             await self.log.append([encode_command(Put(b"%d" % index, b"v" * 200))])
-        return [entry async for part in _until(self.log, first, first + count - 1) for entry in part]
+        return [
+            entry async for part in _until(self.log, first, first + count - 1) for entry in part
+        ]
 
 
 async def _until(log, first, last):

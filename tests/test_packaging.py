@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_public_name_is_there_and_sorted():
-    assert dengine_sm.__all__ == sorted(dengine_sm.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n))
+    assert dengine_sm.__all__ == sorted(
+        dengine_sm.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)
+    )
     for name in dengine_sm.__all__:
         assert getattr(dengine_sm, name) is not None
 

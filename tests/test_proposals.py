@@ -46,8 +46,7 @@ async def test_results_meet_their_waiters_in_any_interleaving():
                     applied = stop
         for ids, waiter in ranges:
             expected = [
-                ApplyResult(i, Outcome.APPLIED)
-                for i in range(ids.first_index, ids.last_index + 1)
+                ApplyResult(i, Outcome.APPLIED) for i in range(ids.first_index, ids.last_index + 1)
             ]
             if isinstance(waiter, Singles):
                 assert [future.result() for future in waiter.futures] == expected
