@@ -23,6 +23,7 @@ from dengine_sm.errors import (
     SnapshotError,
     StorageError,
 )
+from dengine_sm.files import make_directories
 from dengine_sm.handler import StateMachineHandler
 from dengine_sm.loader import create_commit_log, create_state_machine
 from dengine_sm.log.contract import CommitLog
@@ -206,14 +207,7 @@ class Node:
             self._spawn(self._watch(self._shutdown_event), "shutdown")
 
     async def _open(self) -> None:
-        try:
-            self.config.node.data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            path = self.config.node.data_dir
-            raise StorageError(
-                f"data directory {str(path)!r} cannot be made: {exc}; nothing was started",
-                path=path,
-            ) from exc
+        await asyncio.to_thread(make_directories, self.config.node.data_dir)
         await self._log.open()
         await asyncio.to_thread(self._machine.start)
         await asyncio.to_thread(self.handler.snapshots.open)

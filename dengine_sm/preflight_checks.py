@@ -223,8 +223,7 @@ async def garbage_is_rejected(run: PreflightRun) -> None:
     if run.is_key_value:
         outcome = results[0].outcome
         _expect_equal("outcome of garbage ", Outcome.REJECTED, outcome, "apply_chunk")
-    expected = LogId(_TERM, index + 1)
-    _expect_equal("last_applied() ", expected, machine.last_applied(), "apply_chunk")
+    _expect_equal("last_applied() ", LogId(_TERM, index + 1), machine.last_applied(), "apply_chunk")
     _expect_state(run, machine, "apply_chunk")
 
 

@@ -105,7 +105,7 @@ async def test_timestamps_never_go_back(tmp_path, monkeypatch):
 async def test_purge_frees_disk_and_is_told_to_followers(tmp_path):
     log = EmbeddedLog(tmp_path, EmbeddedLogOptions(segment_bytes=4096))
     await log.open()
-    for i in range(40):
+    for _ in range(40):
         await log.append([b"x" * 500])
     before = log._frames.size_bytes
     await log.purge(LogId(1, 30))

@@ -482,6 +482,31 @@ def test_a_start_older_than_the_records_is_damage(tmp_path, records):
     assert (None if records else [b"old"]) == (found and found[1])
 
 
+def test_bytes_after_the_last_frame_of_an_inner_segment_are_damage(small_log, tmp_path):
+    files, _ = small_log
+    inner = min(name for name in files if name.endswith(".seg"))
+
+    lay_out(tmp_path / "log", {**files, inner: files[inner] + b"x"})
+
+    with pytest.raises(CorruptionError) as caught:
+        opened(tmp_path / "log", segment_bytes=130)
+    assert caught.value.path.name == inner
+    assert caught.value.offset == len(files[inner])
+
+
+@pytest.mark.parametrize(("sequence", "count"), [(1, 1), (3, 1), (2, 0)])
+def test_a_valid_frame_of_another_sequence_is_damage(tmp_path, sequence, count):
+    log = opened(tmp_path / "log")
+    log.append(b"a")
+    log.close()
+    segment = segments_of(tmp_path / "log")[0]
+    data = segment.read_bytes()
+    segment.write_bytes(data + layout.frame_header(b"b", sequence, count, 0, len(data)) + b"b")
+
+    with pytest.raises(CorruptionError, match=f"sequence {sequence} .* at offset {len(data)}"):
+        opened(tmp_path / "log")
+
+
 def test_damage_of_an_unsynced_frame_before_a_valid_one_is_refused(tmp_path):
     log = opened(tmp_path / "log")
     for payload in (b"a" * 1000, b"b" * 1000, b"c" * 1000):

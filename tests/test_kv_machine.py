@@ -318,7 +318,7 @@ async def test_readers_see_whole_chunks_and_the_exact_id(tmp_path):
         newest = 0
         while not done.is_set():
             before = machine.last_applied().index
-            values = {v for v in machine.get_multi(keys)}
+            values = set(machine.get_multi(keys))
             scan = machine.scan_prefix(b"k")
             if len(values) != 1 or len({v for _, v in scan.entries}) > 1:
                 failures.append(f"torn: {values} {scan}")

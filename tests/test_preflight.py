@@ -319,6 +319,19 @@ def test_a_machine_that_never_answers_is_given_up():
     assert re.fullmatch(r"still busy after 2 s in \w+", finding.observed)
 
 
+def test_stops_every_machine_it_started():
+    machines: list[Any] = []
+
+    def factory(directory: Path) -> Any:
+        machines.append(create_file(directory))
+        return machines[-1]
+
+    assert preflight(factory, Durability.ON_FLUSH) == []
+
+    assert len(machines) > len(CHECKS)
+    assert not any(machine.is_running() for machine in machines)
+
+
 def test_leaves_no_file_and_no_thread_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     threads = threading.active_count()

@@ -24,6 +24,7 @@ from dengine_sm.files import (
     DirectoryLock,
     FileSystem,
     FramedLog,
+    make_directories,
     read_checked_file,
     sync_directory,
     write_checked_file,
@@ -102,13 +103,7 @@ class FileStore:
         if self._log is not None:
             return
         self._refuse_foreign_directory()
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StorageError(
-                f"data directory {str(self.directory)!r} cannot be made: {exc}; nothing changed",
-                path=self.directory,
-            ) from exc
+        make_directories(self.directory, self._fs)
         self._lock.acquire()
         try:
             self._recover()

@@ -1,7 +1,12 @@
 """Durable file primitives: framed log, atomic replace, directory lock."""
 
 from dengine_sm.files.atomic import read_checked_file, replace_file, write_checked_file
-from dengine_sm.files.filesystem import FileSystem, OsFileSystem, sync_directory
+from dengine_sm.files.filesystem import (
+    FileSystem,
+    OsFileSystem,
+    make_directories,
+    sync_directory,
+)
 from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
 from dengine_sm.files.lock import DirectoryLock
 
@@ -12,6 +17,7 @@ __all__ = [
     "LogRecord",
     "OsFileSystem",
     "RecoveryReport",
+    "make_directories",
     "read_checked_file",
     "replace_file",
     "sync_directory",

@@ -178,3 +178,21 @@ def sync_directory(path: Path, fs: FileSystem | None = None) -> None:
     """
     with storage_errors(path, "sync the directory", "its newest entries may not be durable"):
         (fs or OsFileSystem()).sync_directory(path)
+
+
+def make_directories(path: Path, fs: FileSystem | None = None) -> None:
+    """Make a directory and the missing ones above it, durably.
+
+    Raises:
+        StorageError: the disk refused; some of them may exist.
+    """
+    fs = fs or OsFileSystem()
+    with storage_errors(path, "make the directory", "nothing was written to it"):
+        missing = []
+        while not path.is_dir():
+            missing.append(path)
+            path = path.parent
+        for directory in reversed(missing):
+            fs.mkdir(directory)
+            # Without this a power failure could take the directory with all that is in it.
+            fs.sync_directory(directory.parent)

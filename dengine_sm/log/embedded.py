@@ -33,6 +33,7 @@ from dengine_sm.files import (
     DirectoryLock,
     FramedLog,
     LogRecord,
+    make_directories,
     read_checked_file,
     write_checked_file,
 )
@@ -120,13 +121,7 @@ class EmbeddedLog:
                 path=meta_path,
                 offset=0,
             )
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StorageError(
-                f"log directory {str(self.directory)!r} cannot be made: {exc}; nothing changed",
-                path=self.directory,
-            ) from exc
+        make_directories(self.directory)
         self._lock.acquire()
         term, base, ready = self._read_meta(meta_path)
         if not ready:
