@@ -16,7 +16,6 @@ import attrs
 from dengine_sm.config import NodeConfig
 from dengine_sm.contract import StateMachine, SupportsGetMulti, SupportsQuery, SupportsScanPrefix
 from dengine_sm.errors import (
-    CommitLogError,
     DEngineError,
     NotRunningError,
     ProposalOutcomeUnknown,
@@ -448,7 +447,10 @@ class Node:
             self._tracker.end_append()
             error: BaseException = exc
             if not isinstance(exc, DEngineError):
-                error = CommitLogError(f"{len(commands)} commands were not appended: {exc!r}")
+                error = ProposalOutcomeUnknown(
+                    f"the commit log failed while {len(commands)} commands were appended: {exc!r}; "
+                    "they may be committed"
+                )
             waiter.fail(error)
             if error is exc:
                 raise

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from dengine_sm.client import Client
-from dengine_sm.config import NodeConfig, NodeSection
+from dengine_sm.config import NodeConfig, NodeSection, StateMachineSection
 from dengine_sm.errors import (
     ClientError,
     CommitLogError,
@@ -22,7 +22,10 @@ from dengine_sm.server import NodeServer
 
 @pytest.fixture
 async def node(tmp_path):
-    config = NodeConfig(node=NodeSection(data_dir=tmp_path / "node"))
+    config = NodeConfig(
+        node=NodeSection(data_dir=tmp_path / "node"),
+        state_machine=StateMachineSection(validate="structure"),
+    )
     async with NodeBuilder(config).state_machine("memory").commit_log("embedded").build() as node:
         yield node
 
@@ -168,6 +171,14 @@ class TestScan:
         keys = [[k for k, _ in page.entries] async for page in client.scan_pages()]
 
         assert keys == [[b"a"], [b"b"], [b"c"]]
+
+    async def test_pages_get_past_an_entry_larger_than_a_message(self, node, client):
+        for key in (b"a", b"b"):
+            await node.propose(encode_command(Put(key, bytes(1_000_001))))
+
+        keys = [[k for k, _ in page.entries] async for page in client.scan_pages()]
+
+        assert keys == [[b"a"], [b"b"]]
 
     async def test_a_scan_that_does_not_fit_is_an_error_not_a_part(self, client):
         for key in (b"a", b"b"):

@@ -514,3 +514,36 @@ def test_layers_fold_while_views_stay(tmp_path):
     for _ in range(40):
         store.write(WriteBatch({b"x": b"y"}))
     assert len(store._data.layers) == 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    key=st.sampled_from([0, 1, 23, 24, 255, 256, 70_000]),
+    value=st.sampled_from([0, 1, 23, 24, 255, 256, 65_535, 65_536]),
+    wreck=st.tuples(st.integers(0, 12), st.integers(0, 255), st.integers(-2, 2)),
+)
+def test_the_short_cut_for_puts_agrees_with_the_decoder(key, value, wreck):
+    from dengine_sm.kv.execution import _plain_put
+
+    data = bytearray(encode_command(Put(b"k" * key, b"v" * value)))
+    where, byte, cut = wreck
+    for wrecked in (bytes(data), bytes(data[:cut]) if cut < 0 else bytes(data) + b"\xf6" * cut):
+        for at in (where, len(wrecked) - 1 - where, key + 2 + where):
+            candidate = bytearray(wrecked)
+            if 2 <= at < len(candidate):
+                candidate[at] = byte
+            put = _plain_put(bytes(candidate))
+            if put is not None:
+                assert decode_command(bytes(candidate)) == Put(*put)
+    if key < 256 and value < 65_536:
+        assert _plain_put(bytes(data)) == (b"k" * key, b"v" * value)
+
+
+async def test_a_shared_reference_is_no_put():
+    # Tags 28 and 29: the value "refers" to the key, so the lengths could be made to agree.
+    machine = create_memory()
+    machine.start()
+    sneaky = b"\x84\x01\xd8\x1c\x58\x18" + b"k" * 24 + b"\xd8\x1d\x00\xf6"
+    results = await machine.apply_chunk([Entry(1, 1, 1, sneaky)])
+    assert results[0].outcome is Outcome.REJECTED
+    assert machine.is_empty()

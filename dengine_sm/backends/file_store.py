@@ -413,8 +413,8 @@ def _read_checkpoint(path: Path, fs: FileSystem | None) -> Iterator[WriteBatch]:
                 count = decode_prefix(record.payload)
         if count != [last - 1]:
             raise CorruptionError(
-                f"checkpoint {str(path)!r} ends with {count!r} after {last} records: expected "
-                f"its trailer; nothing was changed",
+                f"checkpoint {str(path)!r} ends after {last} records without its trailer: its end "
+                "is lost; expected a whole state; none was loaded",
                 path=path,
                 offset=log.size_bytes,
             )

@@ -14,7 +14,6 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dengine_sm.codec import decode_prefix
 from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command
 from dengine_sm.kv.store import KeyValueStore, WriteBatch
 from dengine_sm.model import Entry, Limits
@@ -26,6 +25,7 @@ NEVER = (1 << 64) - 1
 """The greatest deadline; a later one is as good as this."""
 
 _PUT_HEAD = b"\x84\x01"
+_NULL = 0xF6
 _MISSING: Any = object()
 
 
@@ -46,13 +46,43 @@ def first_deadline(store: KeyValueStore) -> int:
     return NEVER
 
 
-def _string_head(length: int) -> int:
-    """Return the size of the CBOR head of a byte string."""
-    if length < 24:
-        return 1
-    if length < 256:
-        return 2
-    return 3 if length < 65536 else 5
+def _plain_put(command: bytes) -> tuple[bytes, bytes] | None:
+    """Return key and value of a put without a time to live; None for all else.
+
+    Reads the deterministic encoding of such a put, and nothing else, byte by byte: half
+    the cost of decoding any CBOR and then checking that it was this. Sizes of 64 KiB and
+    more, and everything odd, are left to `decode_command`.
+    """
+    try:
+        head = command[2]
+        if 0x40 <= head < 0x58:
+            key_at, key_size = 3, head - 0x40
+        elif head == 0x58:
+            key_at, key_size = 4, command[3]
+            if key_size < 24:
+                return None
+        else:
+            return None
+        key_end = key_at + key_size
+        head = command[key_end]
+        if 0x40 <= head < 0x58:
+            value_at, value_size = key_end + 1, head - 0x40
+        elif head == 0x58:
+            value_at, value_size = key_end + 2, command[key_end + 1]
+            if value_size < 24:
+                return None
+        elif head == 0x59:
+            value_at = key_end + 3
+            value_size = command[key_end + 1] << 8 | command[key_end + 2]
+            if value_size < 256:
+                return None
+        else:
+            return None
+        if value_at + value_size + 1 != len(command) or command[-1] != _NULL:
+            return None
+    except IndexError:
+        return None
+    return command[key_at:key_end], command[value_at:-1]
 
 
 class Execution:
@@ -92,31 +122,17 @@ class Execution:
                     self._expire()
                     due = self.next_deadline
             command = entry.data
-            if command[:2] == _PUT_HEAD and not self.timed_keys:
-                # The common case, without building a command: a put into a state without
-                # deadlines. The size check holds exactly for the deterministic encoding.
-                try:
-                    _, key, value, ttl_ms = decode_prefix(command)
-                except MemoryError:
-                    raise
-                except Exception:
-                    self.rejected.add(position)
-                    continue
-                if (
-                    ttl_ms is None
-                    and type(key) is bytes
-                    and type(value) is bytes
-                    and len(key) <= max_key
-                    and len(value) <= max_value
-                    and len(command)
-                    == 3
-                    + len(key)
-                    + len(value)
-                    + (2 if 23 < len(key) < 256 else _string_head(len(key)))
-                    + (2 if 23 < len(value) < 256 else _string_head(len(value)))
-                ):
-                    data[key] = value
-                    continue
+            if (
+                not self.timed_keys
+                and type(command) is bytes
+                and command[:2] == _PUT_HEAD
+                and (put := _plain_put(command)) is not None
+                and len(put[0]) <= max_key
+                and len(put[1]) <= max_value
+            ):
+                # The common case without building a command, while no key has a deadline.
+                data[put[0]] = put[1]
+                continue
             if not command:
                 continue
             if not self._execute(bytes(command)):

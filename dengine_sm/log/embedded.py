@@ -114,13 +114,7 @@ class EmbeddedLog:
 
     def _open_files(self) -> None:
         meta_path = self.directory / META
-        if not meta_path.exists() and (self.directory / "entries").exists():
-            raise CorruptionError(
-                f"log directory {str(self.directory)!r} has entries but no {META}; "
-                "nothing was changed",
-                path=meta_path,
-                offset=0,
-            )
+        self._refuse_foreign_directory(meta_path)
         make_directories(self.directory)
         self._lock.acquire()
         term, base, ready = self._read_meta(meta_path)
@@ -139,6 +133,36 @@ class EmbeddedLog:
         except BaseException:
             self._frames.close()
             raise
+
+    def _refuse_foreign_directory(self, meta_path: Path) -> None:
+        """Refuse before the first change: not even a lock file is left behind."""
+        try:
+            names = {path.name for path in self.directory.iterdir()}
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise StorageError(
+                f"log directory {str(self.directory)!r} cannot be read: {exc}; nothing changed",
+                path=self.directory,
+            ) from exc
+        if META in names:
+            self._read_meta(meta_path)
+        elif foreign := sorted(names - {"LOCK", "entries", f"{META}.tmp"}):
+            some = ", ".join(map(repr, foreign[:3]))
+            raise StorageFormatError(
+                f"log directory {str(self.directory)!r} is not one of the log 'embedded': it "
+                f"holds {some}; expected an empty directory or a {META}; nothing changed",
+                path=self.directory,
+                expected=FORMAT,
+                observed=some,
+            )
+        elif "entries" in names:
+            raise CorruptionError(
+                f"log directory {str(self.directory)!r} has entries but no {META}; "
+                "nothing was changed",
+                path=meta_path,
+                offset=0,
+            )
 
     def _recover_end(self, term: int, base: LogId) -> None:
         self._last = self._base = base
