@@ -7,8 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OTHER_PYTHONS := 3.12 3.13
 
-# A fixed seed in CI: a failure there comes again on the next run.
-PYTEST_ARGS ?= $(if $(CI),--hypothesis-seed=0)
+PYTEST_ARGS ?=
 
 .PHONY: run test test-all bench lint format proto clean
 
