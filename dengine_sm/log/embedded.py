@@ -8,6 +8,7 @@ holds the term, which rises at every open, and the id that the log was last clea
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -47,6 +48,8 @@ META = "META"
 _TAIL_BYTES = 32 << 20
 _READ_BYTES = 4 << 20
 _MAX_APPEND_BYTES = 1 << 30
+
+logger = logging.getLogger("dengine_sm.log.embedded")
 
 T = TypeVar("T")
 
@@ -109,6 +112,13 @@ class EmbeddedLog:
             self._worker.shutdown()
             self._lock.release()
             raise
+        if self.truncated_bytes:
+            logger.warning(
+                "cut %d torn bytes off the log %s: the last append before the crash was not "
+                "acknowledged",
+                self.truncated_bytes,
+                self.directory,
+            )
         self._is_open = True
         self._writer = asyncio.create_task(self._write_loop(), name="dengine-sm-log")
 
