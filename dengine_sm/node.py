@@ -350,7 +350,7 @@ class Node:
             if self._slots:
                 self._free_slots()
 
-    async def propose_many(self, commands: Sequence[bytes]) -> list[ApplyResult]:
+    async def propose_many(self, commands: Sequence[bytes]) -> Sequence[ApplyResult]:
         """Commit commands in order and return their results.
 
         They are appended in blocks of `max_batch_entries`; other proposals may come
@@ -360,13 +360,15 @@ class Node:
             NotRunningError, CommitLogError, ProposalOutcomeUnknown: as for `propose`;
                 blocks before the failed one are committed.
         """
-        waiting: list[asyncio.Future[list[ApplyResult]]] = []
+        waiting: list[asyncio.Future[Sequence[ApplyResult]]] = []
         results: list[ApplyResult] = []
         try:
             for block in self._blocks(commands):
                 await self._take_slots()
                 waiting.append(self._block_future(len(block)))
                 await self._append(block, Block(len(block), waiting[-1]))
+            if len(waiting) == 1:
+                return await asyncio.shield(waiting[0])
             for future in waiting:
                 results += await asyncio.shield(future)
         finally:
@@ -375,9 +377,9 @@ class Node:
                 future.add_done_callback(_look_at_error)
         return results
 
-    def _block_future(self, count: int) -> asyncio.Future[list[ApplyResult]]:
+    def _block_future(self, count: int) -> asyncio.Future[Sequence[ApplyResult]]:
         """Return a future that holds slots until it is done, whoever still waits for it."""
-        future: asyncio.Future[list[ApplyResult]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Sequence[ApplyResult]] = asyncio.get_running_loop().create_future()
         self._in_flight += count
 
         def release(_: object) -> None:
@@ -608,6 +610,6 @@ class Node:
         )
 
 
-def _look_at_error(future: asyncio.Future[list[ApplyResult]]) -> None:
+def _look_at_error(future: asyncio.Future[Sequence[ApplyResult]]) -> None:
     if not future.cancelled():
         future.exception()

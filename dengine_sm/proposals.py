@@ -56,14 +56,17 @@ class Block:
     """One future for all commands of a range."""
 
     count: int
-    future: asyncio.Future[list[ApplyResult]]
+    future: asyncio.Future[Sequence[ApplyResult]]
     results: list[ApplyResult] = attrs.field(factory=list)
 
     def deliver(self, position: int, results: Sequence[ApplyResult]) -> None:
         """Collect results; resolve the future with the last."""
-        self.results += results
-        if len(self.results) == self.count and not self.future.done():
-            self.future.set_result(self.results)
+        if len(results) < self.count:
+            self.results += results
+            results = self.results
+        # All in one piece is the usual case, and then nothing is copied or built.
+        if len(results) == self.count and not self.future.done():
+            self.future.set_result(results)
 
     def fail(self, error: BaseException) -> None:
         """Fail the future."""

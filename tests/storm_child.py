@@ -20,7 +20,7 @@ from dengine_sm.backends.file import FileOptions, create_file
 from dengine_sm.kv import CompareAndSwap, Delete, KeyValueStateMachine, Put, encode_command
 from dengine_sm.model import Durability, Entry, LogId
 
-KEYS = [b"", *(b"key-%d" % number for number in range(60))]
+KEYS = [b"", *(b"key-%d" % number for number in range(300))]
 
 
 def machine_on(directory: Path, durability: Durability) -> KeyValueStateMachine:
@@ -122,10 +122,10 @@ class Writer:
     async def work(self) -> None:
         while True:
             await self.apply()
-            match self.rng.randrange(40):
-                case 0 | 1:
+            match self.rng.randrange(120):
+                case 0 | 1 | 2 | 3 | 4 | 5:
                     await self.flush()
-                case 2:
+                case 6:
                     await self.install()
 
     async def apply(self) -> None:

@@ -547,3 +547,24 @@ async def test_a_shared_reference_is_no_put():
     results = await machine.apply_chunk([Entry(1, 1, 1, sneaky)])
     assert results[0].outcome is Outcome.REJECTED
     assert machine.is_empty()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([5, 30, 200]), st.sampled_from([5, 30, 300]), st.data())
+def test_a_command_shaped_like_its_predecessors_is_still_checked(key, value, data):
+    good = encode_command(Put(b"k" * key, b"v" * value))
+    heads = [1, 2, 3, 2 + key, 3 + key, 4 + key, 5 + key, 6 + key, len(good) - 1]
+    odd = bytearray(good)
+    odd[data.draw(st.sampled_from([i for i in heads if i < len(good)]))] = data.draw(
+        st.integers(0, 255)
+    )
+    machine = create_memory()
+    machine.start()
+    chunk = [Entry(i, 1, 1, c) for i, c in enumerate([good, good, good, bytes(odd)], 1)]
+    expected = Model()
+    outcomes = [expected.apply(entry) for entry in chunk]
+
+    results = asyncio.run(machine.apply_chunk(chunk))
+
+    assert [r.outcome for r in results] == outcomes
+    assert list(machine.scan_prefix(b"").entries) == expected.live()

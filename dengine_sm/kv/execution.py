@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command
 from dengine_sm.kv.store import KeyValueStore, WriteBatch
@@ -44,6 +44,24 @@ def first_deadline(store: KeyValueStore) -> int:
     for row, _ in store.scan_internal(DUE_AT, AFTER_DUE_AT):
         return unpack_deadline(row[len(DUE_AT) :])
     return NEVER
+
+
+_Shape: TypeAlias = tuple[int, bytes, int, int, bytes, int]
+"""Size, bytes before the key, key start and end, bytes before the value, value start."""
+
+_NO_SHAPE: _Shape = (-1, b"", 0, 0, b"", 0)
+
+
+def _shape_of(command: bytes, key: bytes, value: bytes) -> _Shape:
+    """Return what all plain puts with these lengths of key and value share.
+
+    Their encoding is fixed but for the bytes of key and value, so comparing what is
+    around those is an exact check, and slicing decodes the command.
+    """
+    value_at = len(command) - 1 - len(value)
+    key_at = 3 if len(key) < 24 else 4
+    key_end = key_at + len(key)
+    return len(command), command[:key_at], key_at, key_end, command[key_end:value_at], value_at
 
 
 def _plain_put(command: bytes) -> tuple[bytes, bytes] | None:
@@ -115,6 +133,8 @@ class Execution:
         clock = self.clock_ms
         due = self.next_deadline
         max_key, max_value = self._limits.max_key_bytes, self._limits.max_value_bytes
+        size, before_key, key_at, key_end, before_value, value_at = _NO_SHAPE
+        previous_size = -1
         for position, entry in enumerate(entries):
             if entry.timestamp_ms > clock:
                 self.clock_ms = clock = entry.timestamp_ms
@@ -122,17 +142,27 @@ class Execution:
                     self._expire()
                     due = self.next_deadline
             command = entry.data
-            if (
-                not self.timed_keys
-                and type(command) is bytes
-                and command[:2] == _PUT_HEAD
-                and (put := _plain_put(command)) is not None
-                and len(put[0]) <= max_key
-                and len(put[1]) <= max_value
-            ):
-                # The common case without building a command, while no key has a deadline.
-                data[put[0]] = put[1]
-                continue
+            if type(command) is bytes and not self.timed_keys:
+                # While no key has a deadline: a put shaped like those before it, then any
+                # plain put, both without building a command.
+                if (
+                    len(command) == size
+                    and command[:key_at] == before_key
+                    and command[key_end:value_at] == before_value
+                    and command[-1] == _NULL
+                ):
+                    data[command[key_at:key_end]] = command[value_at:-1]
+                    continue
+                if command[:2] == _PUT_HEAD and (put := _plain_put(command)) is not None:
+                    key, value = put
+                    if len(key) <= max_key and len(value) <= max_value:
+                        data[key] = value
+                        if len(command) == previous_size:
+                            size, before_key, key_at, key_end, before_value, value_at = _shape_of(
+                                command, key, value
+                            )
+                        previous_size = len(command)
+                        continue
             if not command:
                 continue
             if not self._execute(bytes(command)):

@@ -45,7 +45,8 @@ from dengine_sm.model import Entry, LogId, SnapshotMetadata
 FORMAT = "dengine-sm-embedded-log"
 VERSION = 1
 META = "META"
-_TAIL_BYTES = 32 << 20
+_TAIL_BYTES = 4 << 20
+"""Newest entries kept as objects; more of them would cost the garbage collector dearly."""
 _READ_BYTES = 4 << 20
 _MAX_APPEND_BYTES = 1 << 30
 

@@ -60,7 +60,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
             ]
         )
 
-    async def _propose(self, commands: list[bytes]) -> list[ApplyResult]:
+    async def _propose(self, commands: list[bytes]) -> Sequence[ApplyResult]:
         if not commands:
             return []
         section = self._node.config.node
