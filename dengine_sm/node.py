@@ -391,6 +391,9 @@ class Node:
 
     def _blocks(self, commands: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
         most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
+        if 0 < len(commands) <= most and sum(map(len, commands)) <= most_bytes:
+            yield commands
+            return
         start = size = 0
         for position, command in enumerate(commands):
             if position > start and (position - start >= most or size + len(command) > most_bytes):

@@ -89,7 +89,7 @@ class EmbeddedLog:
         self._waiting: list[_Append] = []
         self._wake_writer = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._tail: deque[list[Entry]] = deque()
+        self._tail: deque[tuple[list[Entry], int]] = deque()
         self._tail_bytes = 0
         self._term = 0
         self._timestamp_ms = 0
@@ -275,7 +275,7 @@ class EmbeddedLog:
             yield entries
 
     def _from_tail(self, position: int) -> Sequence[Entry] | None:
-        for entries in reversed(self._tail):
+        for entries, _ in reversed(self._tail):
             first = entries[0].index
             if first <= position:
                 return entries[position - first :] if position > first else entries
@@ -371,11 +371,11 @@ class EmbeddedLog:
             raise
 
     def _keep_tail(self, entries: list[Entry], size: int) -> None:
-        self._tail.append(entries)
+        self._tail.append((entries, size))
         self._tail_bytes += size
         while self._tail_bytes > _TAIL_BYTES and len(self._tail) > 1:
-            dropped = self._tail.popleft()
-            self._tail_bytes -= sum(len(entry.data) for entry in dropped)
+            _, dropped = self._tail.popleft()
+            self._tail_bytes -= dropped
 
     # Purging and snapshots
 
