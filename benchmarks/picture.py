@@ -27,6 +27,7 @@ def draw(figures: Sequence[Figure], path: Path, subtitle: str) -> None:
     axes.axvline(1, color="#333333", linewidth=1, linestyle="--")
     axes.set_xlim(0, max([1.0, *relative]) * 1.3)
     axes.set_xlabel("ratio, as a multiple of its target (dashed line)")
-    axes.set_title(f"dengine-sm against bare programs\n{subtitle}", loc="left", fontsize=10)
+    title = f"dengine-sm against bare programs\n{subtitle}"
+    canvas.suptitle(title, x=0.01, ha="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     canvas.savefig(path, dpi=110)

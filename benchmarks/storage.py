@@ -135,6 +135,7 @@ async def _stalls(settings: Settings, keys: int, directory: Path) -> dict[str, l
                 if checkpoint is None or not checkpoint.is_alive():
                     break
     machine.stop()
+    assert list(directory.glob("checkpoint-*")), "no checkpoint was written"
     shutil.rmtree(directory)
     return pauses
 

@@ -122,13 +122,14 @@ class TermHistory:
         """Record the new entries of a checked chunk; tell whether a run was added."""
         known = len(self._terms)
         # Terms never fall inside a checked chunk, so equal ends mean one term throughout.
-        if start < len(entries) and (
-            entries[start].term != self.last_term or entries[-1].term != self.last_term
-        ):
-            for position in range(start, len(entries)):
-                entry = entries[position]
-                if entry.term != self.last_term:
-                    self._add(entry.index, entry.term)
+        if start < len(entries) and entries[-1].term != self.last_term:
+            if entries[start].term == entries[-1].term:
+                self._add(entries[start].index, entries[start].term)
+            else:
+                for position in range(start, len(entries)):
+                    entry = entries[position]
+                    if entry.term != self.last_term:
+                        self._add(entry.index, entry.term)
         return len(self._terms) != known
 
     def skip_to(self, last_applied: LogId, target: LogId) -> bool:

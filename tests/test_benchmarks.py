@@ -25,7 +25,7 @@ FIELDS = {
 NAMES = {
     "apply_chunk": {"apply_chunk", "apply_chunk_results", "apply_chunk_linear"},
     "propose": {"propose", "propose_futures", "propose_pysyncobj_default"},
-    "propose_many": {"propose_many"},
+    "propose_many": {"propose_many", "propose_many_results"},
     "read": {"read"},
     "snapshots": {
         "snapshot_write",

@@ -25,6 +25,7 @@ from dengine_sm.files import (
     FileSystem,
     FramedLog,
     make_directories,
+    names_in,
     read_checked_file,
     sync_directory,
     write_checked_file,
@@ -39,6 +40,9 @@ LOCK = "LOCK"
 LOG = "log"
 CHECKPOINT = "checkpoint-"
 _BLOCK_ENTRIES = 512
+_SYNC_BEHIND_BYTES = 8 << 20
+"""Unsynced bytes that start a sync in the background, so that closing a full log file
+never has more than that to sync while an apply waits."""
 
 logger = logging.getLogger("dengine_sm.backends.file")
 
@@ -92,7 +96,8 @@ class FileStore:
         self.scan_internal = self._ram.scan_internal
         self._log: FramedLog | None = None
         self._manifest = _Manifest(False, 0, 1)
-        self._logged_bytes = 0
+        self._logged_bytes = self._unsynced_bytes = 0
+        self._syncing: threading.Thread | None = None
         self._checkpointing: threading.Thread | None = None
         self._stop_checkpoint = threading.Event()
 
@@ -113,15 +118,7 @@ class FileStore:
 
     def _refuse_foreign_directory(self) -> None:
         """Refuse before the first change: not even a lock file is left behind (LIFE-7)."""
-        try:
-            names = {path.name for path in self.directory.iterdir()}
-        except FileNotFoundError:
-            return
-        except OSError as exc:
-            raise StorageError(
-                f"data directory {str(self.directory)!r} cannot be read: {exc}; nothing changed",
-                path=self.directory,
-            ) from exc
+        names = names_in(self.directory)
         if MANIFEST in names:
             self._read_manifest()
             return
@@ -227,6 +224,9 @@ class FileStore:
         if log is None:
             return
         self._join_checkpoint()
+        if self._syncing is not None:
+            self._syncing.join()
+            self._syncing = None
         try:
             # After a failed write the caller has its error, and a broken log cannot sync.
             if log.synced_sequence < log.last_sequence:
@@ -263,8 +263,26 @@ class FileStore:
                 raise
         self._ram.write(batch)
         self._logged_bytes += len(record)
+        self._unsynced_bytes += len(record)
+        if self._unsynced_bytes >= _SYNC_BEHIND_BYTES and not self.writes_block:
+            self._sync_behind(log)
         if self._logged_bytes >= self._checkpoint_bytes:
             self._begin_checkpoint(log)
+
+    def _sync_behind(self, log: FramedLog) -> None:
+        if self._syncing is not None and self._syncing.is_alive():
+            return
+        self._unsynced_bytes = 0
+
+        def sync() -> None:
+            try:
+                log.sync()
+            except StorageError as exc:
+                # The log is broken now; the next write says so to its caller.
+                logger.warning("background sync failed: %s", exc)
+
+        self._syncing = threading.Thread(target=sync, name="dengine-sm-sync")
+        self._syncing.start()
 
     def flush(self) -> None:
         """Sync the log."""
@@ -340,12 +358,18 @@ class FileStore:
         log = FramedLog(path, segment_bytes=1 << 40, fs=self._fs)
         log.open(1)
         try:
-            count = 0
+            count = unsynced = 0
             for batch in batches:
                 if self._stop_checkpoint.is_set():
                     raise _CheckpointStopped
-                log.append(_encode_batch(batch))
+                record = _encode_batch(batch)
+                log.append(record)
                 count += 1
+                unsynced += len(record)
+                if unsynced >= _SYNC_BEHIND_BYTES:
+                    # In portions: one sync of it all would make the log's syncs wait.
+                    log.sync()
+                    unsynced = 0
             log.append(encode([count]))
             log.sync()
         except BaseException:

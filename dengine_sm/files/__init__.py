@@ -5,6 +5,7 @@ from dengine_sm.files.filesystem import (
     FileSystem,
     OsFileSystem,
     make_directories,
+    names_in,
     sync_directory,
 )
 from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
@@ -18,6 +19,7 @@ __all__ = [
     "OsFileSystem",
     "RecoveryReport",
     "make_directories",
+    "names_in",
     "read_checked_file",
     "replace_file",
     "sync_directory",

@@ -196,3 +196,16 @@ def make_directories(path: Path, fs: FileSystem | None = None) -> None:
             fs.mkdir(directory)
             # Without this a power failure could take the directory with all that is in it.
             fs.sync_directory(directory.parent)
+
+
+def names_in(directory: Path) -> set[str]:
+    """Return the names in a directory; none if it does not exist.
+
+    Raises:
+        StorageError: it is no directory, or cannot be read; nothing was changed.
+    """
+    with storage_errors(directory, "read the directory", "nothing was changed"):
+        try:
+            return {path.name for path in directory.iterdir()}
+        except FileNotFoundError:
+            return set()

@@ -282,8 +282,9 @@ class FramedLog:
             write_checked_file(self.directory / START_NAME, start.encode(), self._fs)
             with self._end_lock:
                 parts.segments = parts.segments[len(doomed) :]
-            with storage_errors(self.directory, "delete segments", "the next open deletes them"):
-                remove_segments(self._fs, self.directory, doomed)
+        # Without the lock: freeing a large file takes long enough to stall who appends.
+        with storage_errors(self.directory, "delete segments", "the next open deletes them"):
+            remove_segments(self._fs, self.directory, doomed)
 
     def clear(self, next_sequence: int) -> None:
         """Drop every record, durably; the next one begins at `next_sequence`.

@@ -35,6 +35,7 @@ from dengine_sm.files import (
     FramedLog,
     LogRecord,
     make_directories,
+    names_in,
     read_checked_file,
     write_checked_file,
 )
@@ -147,15 +148,7 @@ class EmbeddedLog:
 
     def _refuse_foreign_directory(self, meta_path: Path) -> None:
         """Refuse before the first change: not even a lock file is left behind."""
-        try:
-            names = {path.name for path in self.directory.iterdir()}
-        except FileNotFoundError:
-            return
-        except OSError as exc:
-            raise StorageError(
-                f"log directory {str(self.directory)!r} cannot be read: {exc}; nothing changed",
-                path=self.directory,
-            ) from exc
+        names = names_in(self.directory)
         if META in names:
             self._read_meta(meta_path)
         elif foreign := sorted(names - {"LOCK", "entries", f"{META}.tmp"}):
