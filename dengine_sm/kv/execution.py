@@ -19,6 +19,7 @@ from dengine_sm.kv.store import KeyValueStore, WriteBatch
 from dengine_sm.model import Entry, Limits
 
 DEADLINE_OF = b"d/"
+AFTER_DEADLINE_OF = b"d0"
 DUE_AT = b"t/"
 AFTER_DUE_AT = b"t0"
 NEVER = (1 << 64) - 1

@@ -33,6 +33,7 @@ from dengine_sm.errors import (
     StorageError,
 )
 from dengine_sm.kv.execution import (
+    AFTER_DEADLINE_OF,
     DEADLINE_OF,
     DUE_AT,
     Execution,
@@ -227,13 +228,7 @@ class KeyValueStateMachine:
             if start == len(chunk):
                 return ChunkResults(chunk[0].index, start, start) if chunk else []
             entries = chunk[start:] if start else chunk
-            execution = Execution(
-                self._store,
-                self._limits,
-                clock_ms=self._clock_ms,
-                timed_keys=self._timed_keys,
-                next_deadline=self._next_deadline,
-            )
+            execution = self._new_execution()
             execution.run(entries)
             terms = self._terms.copy() if entries[-1].term != self._terms.last_term else None
             if terms is not None:
@@ -244,6 +239,15 @@ class KeyValueStateMachine:
             rejected = {start + position for position in execution.rejected}
             return ChunkResults(chunk[0].index, len(chunk), start, rejected)
 
+    def _new_execution(self) -> Execution:
+        return Execution(
+            self._store,
+            self._limits,
+            clock_ms=self._clock_ms,
+            timed_keys=self._timed_keys,
+            next_deadline=self._next_deadline,
+        )
+
     def _commit(self, execution: Execution, applied: LogId, terms: TermHistory | None) -> None:
         internal = execution.batch.internal
         internal[APPLIED] = encode(
@@ -251,10 +255,10 @@ class KeyValueStateMachine:
         )
         if terms is not None:
             internal[TERMS] = encode(terms.pack())
-        self._write(execution.batch)
-        # Readers of entry_term see the new applied id from here on, so the terms follow at once.
-        if terms is not None:
+            # Before the write: what is new in them lies beyond the applied id, where nobody
+            # looks yet; after it a reader could ask for a new entry's term and get an old one.
             self._terms = terms
+        self._write(execution.batch)
         self._clock_ms = execution.clock_ms
         self._timed_keys = execution.timed_keys
         self._next_deadline = execution.next_deadline
@@ -284,13 +288,7 @@ class KeyValueStateMachine:
             current = self.last_applied()
             if not check_advance(current, last_applied):
                 return
-            execution = Execution(
-                self._store,
-                self._limits,
-                clock_ms=self._clock_ms,
-                timed_keys=self._timed_keys,
-                next_deadline=self._next_deadline,
-            )
+            execution = self._new_execution()
             terms = self._terms.copy()
             changed = terms.skip_to(current, last_applied)
             self._commit(execution, last_applied, terms if changed else None)
@@ -486,7 +484,7 @@ def _entries(view: ReadView, timed_keys: int) -> Iterator[tuple[bytes, bytes, in
         for key, value in view.scan(b"", None):
             yield key, value, None
         return
-    deadlines = view.scan_internal(DEADLINE_OF, b"d0")
+    deadlines = view.scan_internal(DEADLINE_OF, AFTER_DEADLINE_OF)
     nothing: tuple[Any, Any] = (None, None)
     row, deadline = next(deadlines, nothing)
     for key, value in view.scan(b"", None):
