@@ -114,7 +114,7 @@ class StateMachineHandler:
                 )
             await self._log.advance_to(self._applied)
         self._commit_index = max(self._applied.index, self._log.last_log_id().index)
-        self._entries_since = self._applied.index - self._newest_index()
+        self._entries_since = self._applied.index - await self._newest_index()
 
     async def _install_newest(self, first_index: int) -> None:
         published = await asyncio.to_thread(self.snapshots.list)
@@ -131,8 +131,8 @@ class StateMachineHandler:
             else:
                 return
 
-    def _newest_index(self) -> int:
-        newest = self.snapshots.newest()
+    async def _newest_index(self) -> int:
+        newest = await asyncio.to_thread(self.snapshots.newest)
         return newest.metadata.last_included.index if newest else 0
 
     # Apply
@@ -280,7 +280,7 @@ class StateMachineHandler:
     async def _create_snapshot(self, directory: Path) -> PublishedSnapshot | None:
         async with self._turn:
             last_included = self._applied
-            if last_included.index <= self._newest_index():
+            if last_included.index <= await self._newest_index():
                 return None
             entries, size = self._entries_since, self._bytes_since
             generating = asyncio.ensure_future(
@@ -345,7 +345,7 @@ class StateMachineHandler:
         The machine is flushed first: for a machine on disk the log must keep whatever a
         crash could take from it.
         """
-        newest = self.snapshots.newest()
+        newest = await asyncio.to_thread(self.snapshots.newest)
         if newest is None:
             return
         durable = self._applied
