@@ -6,7 +6,6 @@ import grpc
 import pytest
 
 from dengine_sm.client import Client
-from dengine_sm.config import NodeConfig, NodeSection, StateMachineSection
 from dengine_sm.errors import (
     ClientError,
     CommitLogError,
@@ -16,24 +15,7 @@ from dengine_sm.errors import (
 )
 from dengine_sm.kv.commands import Delete, Put, encode_command
 from dengine_sm.model import Outcome, ReadConsistency
-from dengine_sm.node import NodeBuilder
 from dengine_sm.server import NodeServer
-
-
-@pytest.fixture
-async def node(tmp_path):
-    config = NodeConfig(
-        node=NodeSection(data_dir=tmp_path / "node"),
-        state_machine=StateMachineSection(validate="structure"),
-    )
-    async with NodeBuilder(config).state_machine("memory").commit_log("embedded").build() as node:
-        yield node
-
-
-@pytest.fixture
-async def server(node):
-    async with NodeServer(node, max_message_bytes=1_000_000) as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dengine_sm.config import NodeConfig, NodeSection, StateMachineSection
 from dengine_sm.errors import (
     CommitLogError,
     CorruptionError,
@@ -13,7 +12,6 @@ from dengine_sm.errors import (
     StorageError,
 )
 from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command, encode_command
-from dengine_sm.node import NodeBuilder
 from dengine_sm.server import (
     NodeServer,
     client_api_pb2_grpc,
@@ -30,22 +28,6 @@ READ = "/d_engine.client.RaftClientService/HandleClientRead"
 SCAN = "/d_engine.client.RaftClientService/HandleClientScan"
 
 WRITTEN = b"\x12\x02\x08\x01"
-
-
-@pytest.fixture
-async def node(tmp_path):
-    config = NodeConfig(
-        node=NodeSection(data_dir=tmp_path / "node"),
-        state_machine=StateMachineSection(validate="structure"),
-    )
-    async with NodeBuilder(config).state_machine("memory").commit_log("embedded").build() as node:
-        yield node
-
-
-@pytest.fixture
-async def server(node):
-    async with NodeServer(node, max_message_bytes=1_000_000) as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from dengine_sm.config import NodeConfig, NodeSection, StateMachineSection
 from dengine_sm.errors import ServerError
-from dengine_sm.node import NodeBuilder
 from dengine_sm.server import (
     NodeServer,
     client_api_pb2_grpc,
@@ -27,22 +25,6 @@ from dengine_sm.server import client_api_pb2 as pb
 WRITE = "/d_engine.client.RaftClientService/HandleClientWrite"
 READ = "/d_engine.client.RaftClientService/HandleClientRead"
 SCAN = "/d_engine.client.RaftClientService/HandleClientScan"
-
-
-@pytest.fixture
-async def node(tmp_path):
-    config = NodeConfig(
-        node=NodeSection(data_dir=tmp_path / "node"),
-        state_machine=StateMachineSection(validate="structure"),
-    )
-    async with NodeBuilder(config).state_machine("memory").commit_log("embedded").build() as node:
-        yield node
-
-
-@pytest.fixture
-async def server(node):
-    async with NodeServer(node, max_message_bytes=1_000_000) as server:
-        yield server
 
 
 @pytest.fixture
