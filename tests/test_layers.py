@@ -81,6 +81,7 @@ THIRD_PARTY = {
     "google": {"server", "client"},
     "pytest": {"conformance"},
     "hypothesis": {"conformance"},
+    "jinja2": {"conformance"},
 }
 
 

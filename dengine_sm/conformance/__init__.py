@@ -1,0 +1,1 @@
+"""The conformance kit: prove a backend, or learn exactly how it breaks the contract."""

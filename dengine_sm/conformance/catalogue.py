@@ -1,0 +1,37 @@
+"""Every check of the kit, in the contract's order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dengine_sm.conformance.checks import basic
+from dengine_sm.conformance.clauses import clauses
+from dengine_sm.conformance.profile import Profile
+from dengine_sm.conformance.trial import Check
+
+_TABLES: tuple[tuple[Check, ...], ...] = (basic.CHECKS,)
+
+
+def all_checks() -> tuple[Check, ...]:
+    """Return every check, those of one clause together, in the contract's order."""
+    order = list(clauses())
+    found = [check for table in _TABLES for check in table]
+    return tuple(sorted(found, key=lambda check: order.index(check.clause)))
+
+
+def checks_for(profile: Profile, only: Collection[str] = ()) -> tuple[Check, ...]:
+    """Return the checks that a profile runs, of some clauses or, with none given, of all.
+
+    Raises:
+        ValueError: `only` names something that is no clause.
+    """
+    unknown = sorted(set(only) - set(clauses()))
+    if unknown:
+        raise ValueError(
+            f"clause: expected an id such as 'APPLY-2', observed {', '.join(map(repr, unknown))}"
+        )
+    return tuple(
+        check
+        for check in all_checks()
+        if check.profile <= profile and (not only or check.clause in only)
+    )

@@ -1,0 +1,1 @@
+"""Machines in processes of their own, so that they can really be killed."""

@@ -1,0 +1,215 @@
+"""The other side of `remote.py`: a process that knows the factory and forks machines.
+
+It imports the factory once and never opens a machine itself, so that every fork begins
+with an engine that has neither threads nor locks. Run by `Nursery`, not by hand:
+`python -m dengine_sm.conformance.processes.nursery SOCKET MAKER`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import ctypes
+import inspect
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dengine_sm.conformance.maker import Maker, OpenStateMachine
+from dengine_sm.conformance.processes.wire import pack, pack_error, receive, send, unpack
+
+_PR_SET_PTRACER = 0x59616D61
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve until stdin is closed."""
+    path, maker = argv
+    factory = Maker.from_json(maker).resolve()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        os.write(1, b"ready\n")
+        while True:
+            ready, _, _ = select.select([listener.fileno(), 0], [], [])
+            if 0 in ready:
+                return
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _serve_and_exit(connection, factory)
+            connection.close()
+
+
+def _serve_and_exit(connection: socket.socket, factory: OpenStateMachine) -> None:
+    """Serve one machine until the kit hangs up, then die without a word, as in a crash."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        # Where ptrace is limited to ancestors, strace is only a cousin.
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+        Servant(connection, factory).serve()
+    except EOFError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+class Servant:
+    """Carries out requests on the machine of this process."""
+
+    def __init__(self, connection: socket.socket, factory: OpenStateMachine) -> None:
+        self._connection = connection
+        self._factory = factory
+        self._machine: Any = None
+        self._runner = asyncio.Runner()
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    def serve(self) -> None:
+        """Answer every request `[kind, name, args, kwargs]` with `[True, value]` or an error."""
+        send(self._connection, ["pid", os.getpid()])
+        while True:
+            kind, name, args, kwargs = receive(self._connection)
+            try:
+                handler: Callable[..., Any] = getattr(self, f"_do_{kind}")
+                value = handler(name, *unpack(args), **unpack(kwargs))
+                answer = [True, pack(value)]
+            except BaseException as exc:
+                answer = [False, pack_error(exc, traceback.format_exc())]
+            send(self._connection, answer)
+
+    def _do_construct(self, _name: str, directory: Path, methods: Sequence[str]) -> list[str]:
+        self._machine = self._factory(directory)
+        return [method for method in methods if callable(getattr(self._machine, method, None))]
+
+    def _do_call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        outcome = getattr(self._machine, name)(*args, **kwargs)
+        if inspect.iscoroutine(outcome):
+            return self._runner.run(_awaited(outcome))
+        return outcome
+
+    def _do_call_in_thread(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a sync method in a thread of its own."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(getattr(self._machine, name), *args, **kwargs).result()
+
+    def _do_begin(self, task: str, name: str, *args: Any) -> None:
+        """Begin an async method, up to its first suspension."""
+
+        async def begin() -> None:
+            self._tasks[task] = asyncio.ensure_future(getattr(self._machine, name)(*args))
+            await asyncio.sleep(0)
+
+        self._runner.run(begin())
+
+    def _do_finish(self, task: str) -> Any:
+        """Wait for what was begun."""
+
+        async def finish() -> Any:
+            return await self._tasks.pop(task)
+
+        return self._runner.run(finish())
+
+    def _do_script(self, _name: str, steps: Sequence[Sequence[Any]]) -> None:
+        """Call methods one after the other; tell of each before and after.
+
+        A step `[method, args, may_fail]`; the first error that may not be ends the script.
+        """
+        for number, (name, args, may_fail) in enumerate(steps):
+            send(self._connection, ["begin", number])
+            try:
+                value = pack(self._do_call(name, *args))
+            except Exception as exc:
+                send(self._connection, ["error", number, pack_error(exc, traceback.format_exc())])
+                if not may_fail:
+                    break
+            else:
+                send(self._connection, ["end", number, value])
+        send(self._connection, ["done", len(steps)])
+
+    def _do_prepare(self, name: str, *args: Any) -> Any:
+        """Change this process before the machine starts; see the functions below."""
+        return PREPARATIONS[name](*args)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def one_thread_only() -> None:
+    """Run what is handed to threads at once, in the calling thread.
+
+    With one thread the n-th system call is the same call in every run, so that a sweep
+    over n meets each exactly once. It is one of the orders that threads could take.
+    """
+
+    def submit(
+        _self: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as exc:
+            future.set_exception(exc)
+        return future
+
+    def start(self: threading.Thread) -> None:
+        self._started.set()  # type: ignore[attr-defined]  # what is_alive and join look at
+        with contextlib.suppress(SystemExit):
+            self.run()
+        self._finished_inline = True  # type: ignore[attr-defined]  # ours
+
+    threading.Thread.start = start  # type: ignore[method-assign]  # in this process only
+    threading.Thread.join = lambda self, timeout=None: None  # type: ignore[method-assign]
+    threading.Thread.is_alive = lambda self: False  # type: ignore[method-assign]
+    concurrent.futures.ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+
+
+def limit_file_size(size_bytes: int) -> None:
+    """Let no file grow beyond a size: writes then fail with EFBIG, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+
+def lift_file_size_limit() -> None:
+    """Undo `limit_file_size`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def limit_address_space(size_bytes: int) -> None:
+    """Let the process grow by so much at most; more is a MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + size_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+PREPARATIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        one_thread_only,
+        limit_file_size,
+        lift_file_size_limit,
+        limit_address_space,
+        peak_memory_bytes,
+    )
+}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""The kit catches every broken machine, and blames the clause that it breaks."""
+
+from __future__ import annotations
+
+import pytest
+from broken import BROKEN
+from broken_base import Broken, subject
+
+from dengine_sm.conformance.catalogue import checks_for
+from dengine_sm.conformance.clauses import clauses
+from dengine_sm.conformance.profile import Profile
+from dengine_sm.conformance.results import Status
+from dengine_sm.conformance.runner import run_check
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_the_kit_blames_the_clause_that_is_broken(broken: Broken):
+    checks = checks_for(Profile.STANDARD, [broken.clause])
+    results = []
+    for check in sorted(checks, key=lambda check: check.profile):
+        result = run_check(check, subject(broken), profile=check.profile, hang_s=20)
+        results.append(result)
+        if result.status is Status.FAILED:
+            break
+
+    failed = [result for result in results if result.status is Status.FAILED]
+    assert failed, [(r.check, r.status.value, r.reason) for r in results]
+    assert broken.clause == failed[0].violated, failed[0].details
+    assert clauses()[broken.clause].sentence in failed[0].details or "busy" in failed[0].reason
+
+
+def test_every_clause_has_a_broken_machine():
+    assert set(clauses()) - {broken.clause for broken in BROKEN} == set()
+
+
+def test_every_clause_has_a_check():
+    assert set(clauses()) - {check.clause for check in checks_for(Profile.DEEP)} == set()
+
+
+def test_names_are_unique():
+    names = [check.name for check in checks_for(Profile.DEEP)]
+    assert len(names) == len(set(names))
+    assert len(BROKEN) == len({broken.name for broken in BROKEN})
