@@ -108,6 +108,10 @@ class StateMachineSection:
         default="preflight", validator=_one_of("preflight", "structure", "off")
     )
     """`preflight` (runs the backend in a temporary directory), `structure` or `off`."""
+    require_certificate: str = attrs.field(default=OFF, validator=_one_of(OFF, "standard", "deep"))
+    """Profile of the conformance kit that the backend must have passed; `off` asks for none."""
+    certificate: Path = Path("certificate.json")
+    """The certificate that says so; a relative path starts at `[node] data_dir`."""
     options: dict[str, Any] = attrs.field(factory=dict)
     """The backend's own options, checked by the loader against what it accepts."""
 
@@ -288,6 +292,28 @@ def parse_scalar(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if len(parsed) == 1 else text
+
+
+def format_scalar(value: Any) -> str:
+    """Return a text that `parse_scalar` reads back as the value."""
+    if isinstance(value, str) and parse_scalar(value) == value:
+        return value
+    return _toml_value(value)
+
+
+def parse_options(options: Iterable[str]) -> dict[str, Any]:
+    """Read `K=V` options of a command line into a table.
+
+    Raises:
+        ValueError: one of them has another form.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise ValueError(f"expected K=V, observed {option!r}")
+        parsed[key] = parse_scalar(text)
+    return parsed
 
 
 def _merge(sections: dict[str, dict[str, Any]], setting: _Setting, problems: list[str]) -> None:

@@ -19,7 +19,8 @@
     │   ├── BackendNotFoundError
     │   ├── BackendConflictError
     │   ├── BackendLoadError
-    │   └── ContractViolationError      carries every finding
+    │   ├── ContractViolationError      carries every finding
+    │   └── CertificateError            a required certificate is missing or does not match
     ├── ConfigError                     carries every problem
     ├── CommitLogError
     │   └── ProposalOutcomeUnknown      the command may or may not be committed
@@ -186,6 +187,28 @@ class ContractViolationError(PluginError):
         super().__init__(message)
         self.name = name
         self.findings = tuple(findings)
+
+
+class CertificateError(PluginError):
+    """A certificate is missing, does not match, or cannot be issued.
+
+    `problems` holds every difference, `command` the command line that produces it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str,
+        path: Path | None = None,
+        problems: Sequence[str] = (),
+        command: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.path = path
+        self.problems = tuple(problems)
+        self.command = command
 
 
 class ConfigError(DEngineError):

@@ -17,6 +17,7 @@ import attrs
 import pluggy
 
 from dengine_sm import hookspecs
+from dengine_sm.certificate import PROFILES, BackendIdentity, check_certificate, identify
 from dengine_sm.contract import CONTRACT_VERSION, StateMachine
 from dengine_sm.errors import (
     BackendConflictError,
@@ -34,6 +35,7 @@ from dengine_sm.validation import Finding, check_structure, violation
 logger = logging.getLogger("dengine_sm.loader")
 
 VALIDATION_LEVELS = ("structure", "preflight", "off")
+CERTIFICATE_LEVELS = ("off", *PROFILES)
 
 _HOOK_PREFIX = f"{PROJECT_NAME}_"
 _BACKENDS_HOOK = "dengine_sm_backends"
@@ -153,6 +155,8 @@ def create_state_machine(
     options: Any = None,
     *,
     validate: str = "preflight",
+    require_certificate: str = "off",
+    certificate: Path | None = None,
 ) -> StateMachine:
     """Return a validated machine of a backend, not started.
 
@@ -162,6 +166,9 @@ def create_state_machine(
         options: a table, an instance of the backend's options class, or None.
         validate: `structure` compares methods with the contract; `preflight` also runs
             the backend, under the same options, in a temporary directory; `off` trusts.
+        require_certificate: `standard` or `deep` refuses a backend that is not certified
+            to have passed that profile of the conformance kit; `off` asks for none.
+        certificate: the certificate's file.
 
     Raises:
         BackendNotFoundError: no plugin registers the name.
@@ -169,17 +176,16 @@ def create_state_machine(
         BackendLoadError: the plugin does not load, or its factory failed.
         ContractViolationError: the machine breaks the contract, or the backend was
             made for another version of it.
-        ConfigError: options or `validate` are wrong.
+        CertificateError: the certificate is missing or about something else.
+        ConfigError: options, `validate` or `require_certificate` are wrong.
     """
-    if validate not in VALIDATION_LEVELS:
-        problem = (
-            f"state_machine.validate: expected one of {', '.join(VALIDATION_LEVELS)}, "
-            f"observed {validate!r}"
-        )
-        raise ConfigError(problem, problems=[problem])
+    _check_level("validate", validate, VALIDATION_LEVELS)
+    _check_level("require_certificate", require_certificate, CERTIFICATE_LEVELS)
     backend, plugin = _find(name, _load_plugins(), lambda plugin: plugin.backends, "backend")
     _check_version(backend, plugin)
     built = structure_options(backend, options)
+    if require_certificate != "off":
+        _check_certificate(backend, plugin, built, require_certificate, certificate)
     machine: StateMachine = _construct(backend, plugin, Path(data_dir), built, "backend")
     if validate == "off":
         logger.warning("backend %r (%s) is used without validation", name, plugin.label)
@@ -190,6 +196,22 @@ def create_state_machine(
     if findings:
         raise violation(name, plugin.label, findings)
     return machine
+
+
+def backend_identity(name: str, options: Any = None) -> BackendIdentity:
+    """Return what a certificate of a backend under these options is bound to.
+
+    Args:
+        name: the backend's.
+        options: as for `create_state_machine`.
+
+    Raises:
+        BackendNotFoundError, BackendConflictError, BackendLoadError, ConfigError: as for
+            `create_state_machine`.
+        CertificateError: the backend cannot have a certificate.
+    """
+    backend, plugin = _find(name, _load_plugins(), lambda plugin: plugin.backends, "backend")
+    return _identity(backend, plugin, structure_options(backend, options))
 
 
 def create_commit_log(name: str, log_dir: Path, options: Any = None) -> CommitLog:
@@ -236,6 +258,27 @@ def structure_options(plug: Backend | LogEngine, options: Any = None) -> Any:
             "expected an attrs class whose fields have types and defaults",
             name=plug.name,
         ) from exc
+
+
+def _check_level(field: str, level: str, levels: Sequence[str]) -> None:
+    if level not in levels:
+        expected = ", ".join(levels)
+        problem = f"state_machine.{field}: expected one of {expected}, observed {level!r}"
+        raise ConfigError(problem, problems=[problem])
+
+
+def _check_certificate(
+    backend: Backend, plugin: _Plugin, built: Any, profile: str, path: Path | None
+) -> None:
+    if path is None:
+        problem = f"state_machine.certificate: expected a path, as {profile!r} is required"
+        raise ConfigError(problem, problems=[problem])
+    defaults = structure_options(backend)
+    check_certificate(_identity(backend, plugin, built), defaults, profile=profile, path=path)
+
+
+def _identity(backend: Backend, plugin: _Plugin, built: Any) -> BackendIdentity:
+    return identify(backend.name, plugin.entry_point, backend.contract_version, built)
 
 
 def _load_plugins() -> list[_Plugin]:

@@ -16,6 +16,7 @@ import attrs
 from dengine_sm.config import NodeConfig
 from dengine_sm.contract import StateMachine, SupportsGetMulti, SupportsQuery, SupportsScanPrefix
 from dengine_sm.errors import (
+    ConfigError,
     DEngineError,
     NotRunningError,
     ProposalOutcomeUnknown,
@@ -98,8 +99,10 @@ class NodeBuilder:
         """Find, construct and validate both; nothing is started.
 
         Raises:
-            PluginError: no such backend, or it breaks the contract.
-            ConfigError: its options are wrong.
+            PluginError: no such backend, it breaks the contract, or the certificate that
+                the config requires is missing or about something else.
+            ConfigError: its options are wrong, or a machine that is no installed backend
+                is to have a certificate.
         """
         config = self._config
         data_dir = config.node.data_dir
@@ -113,15 +116,27 @@ class NodeBuilder:
                 data_dir / "state_machine",
                 config.state_machine.options if own else None,
                 validate=config.state_machine.validate,
+                require_certificate=config.state_machine.require_certificate,
+                certificate=data_dir / config.state_machine.certificate,
             )
         else:
             backend = type(machine).__name__
+            if config.state_machine.require_certificate != "off":
+                raise _not_certifiable(backend, config.state_machine.require_certificate)
             if findings := check_structure(machine):
                 raise violation(backend, None, findings)
         if isinstance(log, str):
             own = log == config.log.engine
             log = create_commit_log(log, data_dir / "log", config.log.options if own else None)
         return Node(machine, log, config, backend=backend, shutdown_event=self._shutdown_event)
+
+
+def _not_certifiable(machine: str, profile: str) -> ConfigError:
+    problem = (
+        f"state_machine.require_certificate: {profile!r} is required, but the node was given "
+        f"a {machine} as an object; only a backend that is chosen by name has a certificate"
+    )
+    return ConfigError(problem, problems=[problem])
 
 
 class Node:
