@@ -55,6 +55,19 @@ class Backend:
     """One line for `dengine-sm backends`."""
     limits: Limits | None = None
     """Sizes a key-value machine accepts; None for a machine that is not key-value."""
+    workload: Callable[[], Any] | None = None
+    """Returns the `Workload` that the conformance kit applies to the machine.
+
+    None for a key-value machine: the kit brings that one. A function, so that only the kit
+    imports `dengine_sm.conformance` and hypothesis.
+    """
+    keeps_state_in_memory: bool = False
+    """Declares that memory grows with the state; SNAP-13 then does not bind."""
+    detects_damage: bool = True
+    """False declares an engine without checksums: it may read flipped bits as data (CRASH-5).
+
+    The kit's reports say so.
+    """
 
     def durability_for(self, options: Any) -> Durability:
         """Return the durability class under these options."""

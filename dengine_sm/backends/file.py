@@ -61,4 +61,5 @@ def file_backend() -> Backend:
         durability=_durability,
         summary="state in memory, every chunk in a checksummed log, checkpoints in the background",
         limits=Limits(),
+        keeps_state_in_memory=True,
     )

@@ -24,6 +24,7 @@ from dengine_sm.files import (
     DirectoryLock,
     FileSystem,
     FramedLog,
+    default_file_system,
     make_directories,
     names_in,
     read_checked_file,
@@ -84,8 +85,8 @@ class FileStore:
         self.writes_block = sync_every_write
         self._segment_bytes = segment_bytes
         self._checkpoint_bytes = checkpoint_bytes
-        self._fs = fs
-        self._lock = DirectoryLock(directory, LOCK)
+        self._fs = fs or default_file_system()
+        self._lock = DirectoryLock(directory, LOCK, self._fs)
         self._ram = RamStore()
         # Reads go straight to memory: one call less on the hottest path.
         self.get = self._ram.get

@@ -24,4 +24,5 @@ def memory_backend() -> Backend:
         durability=Durability.TRANSIENT,
         summary="state in memory, restored from snapshot and log at every start",
         limits=Limits(),
+        keeps_state_in_memory=True,
     )

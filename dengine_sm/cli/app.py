@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,13 +73,28 @@ def listing(title: str, lines: Sequence[str]) -> str:
     return f"\b\n{title}:\n" + "".join(f"  {line}\n" for line in lines) + "\n"
 
 
-def missing_extra(exc: ModuleNotFoundError) -> ConfigError:
+def missing_extra(exc: ModuleNotFoundError, extra: str = "server") -> ConfigError:
     """Return the error for a command whose optional dependency is not installed."""
     message = (
         f"this command needs the module {exc.name!r}, which is not installed; "
-        "install it with: pip install 'dengine-sm[server]'"
+        f"install it with: pip install 'dengine-sm[{extra}]'"
     )
     return ConfigError(message, problems=[message])
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a failing import of what an extra brings into an error that says so.
+
+    Raises:
+        ConfigError: a module that is not ours is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("dengine_sm"):
+            raise
+        raise missing_extra(exc, extra) from exc
 
 
 def existing_file() -> click.Path:

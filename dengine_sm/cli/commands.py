@@ -6,6 +6,7 @@ import click
 
 from dengine_sm.cli.app import CommandGroup, example, listing
 from dengine_sm.cli.config import config
+from dengine_sm.cli.conformance import conformance
 from dengine_sm.cli.dump import dump
 from dengine_sm.cli.exit_codes import MEANINGS
 from dengine_sm.cli.keys import cas, delete, get, put, scan
@@ -39,6 +40,7 @@ for _command in (
     snapshot,
     backends,
     check,
+    conformance,
     config,
 ):
     main.add_command(_command)

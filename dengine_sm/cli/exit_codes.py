@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 MEANINGS = {
     OK: "done; also a node that SIGTERM or Ctrl-C told to stop",
-    NEGATIVE: "done, and the answer is no: key absent, swap not matched, lines refused",
+    NEGATIVE: "done, and the answer is no: key absent, swap not matched, lines refused, "
+    "clauses not passed",
     USAGE: "the command line is wrong",
     CONFIG: "configuration, a plugin or an extra is wrong or missing",
     STORAGE: "storage refused or is damaged, or a node stopped itself",

@@ -47,26 +47,35 @@ def backends(as_json: bool) -> None:
 )
 @click.argument("name")
 @click.option("--option", "options", multiple=True, metavar="K=V", help="An option of the backend.")
-def check(name: str, options: tuple[str, ...]) -> None:
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path),
+    help="Also check that this certificate is about the backend as installed.",
+)
+def check(name: str, options: tuple[str, ...], certificate: Path | None) -> None:
     """Check the backend NAME: its structure, then a run in a temporary directory."""
     given = _parsed(options)
     from dengine_sm.loader import create_state_machine
 
     with tempfile.TemporaryDirectory(prefix="dengine-check-") as directory:
-        create_state_machine(name, Path(directory) / "data", given, validate="preflight")
+        create_state_machine(
+            name,
+            Path(directory) / "data",
+            given,
+            validate="preflight",
+            require_certificate="standard" if certificate else "off",
+            certificate=certificate,
+        )
     click.echo(f"backend {name!r}: no violations found")
 
 
 def _parsed(options: tuple[str, ...]) -> dict[str, Any]:
-    from dengine_sm.config import parse_scalar
+    from dengine_sm.config import parse_options
 
-    parsed: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key:
-            raise click.UsageError(f"--option: expected K=V, observed {option!r}")
-        parsed[key] = parse_scalar(text)
-    return parsed
+    try:
+        return parse_options(options)
+    except ValueError as exc:
+        raise click.UsageError(f"--option: {exc}") from exc
 
 
 def _row(found: InstalledBackend) -> dict[str, Any]:

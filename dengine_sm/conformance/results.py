@@ -80,6 +80,8 @@ class Report:
     """False when only some clauses were asked for, or the run was interrupted."""
     clauses: tuple[ClauseResult, ...]
     checks: tuple[CheckResult, ...]
+    abilities: tuple[str, ...] = ()
+    """Optional methods of the machine, and what the backend declares of itself."""
 
     @property
     def is_passed(self) -> bool:
