@@ -9,7 +9,7 @@ OTHER_PYTHONS := 3.12 3.13
 
 PYTEST_ARGS ?=
 
-.PHONY: run test test-all bench lint format proto clean
+.PHONY: run test test-all bench kit-docs lint format proto clean
 
 run: $(STAMP)
 	$(BIN)/python examples/run_demo.py --backend $(BACKEND)
@@ -30,6 +30,11 @@ test-all: test
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m benchmarks.run
+
+# The picture comes from the whole kit over every broken machine: several minutes.
+kit-docs: $(STAMP)
+	$(BIN)/python tests/kit/matrix.py table
+	$(BIN)/python tests/kit/matrix.py run
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

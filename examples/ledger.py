@@ -101,13 +101,15 @@ class Ledger:
         return None if balance is None else b"%d" % balance
 
     def query(self, request: bytes) -> bytes:
-        """Answer `{"op": "balances"}` or `{"op": "statement", "account": ...}`."""
+        """Answer the requests `balances`, `statement` of an account, and `audit` of it all."""
         match json.loads(request):
             case {"op": "balances"}:
                 return encode(self.balances)
             case {"op": "statement", "account": name}:
                 lines = {k: t for k, t in self.booked.items() if name in t[:2]}
                 return encode(lines)
+            case {"op": "audit"}:
+                return encode({"balances": self.balances, "booked": self.booked})
         raise ValueError(f"unknown query {request!r}")
 
     def dump(self) -> Iterable[bytes]:

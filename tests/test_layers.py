@@ -21,6 +21,7 @@ FLOORS = {
     "files": 2,
     "snapshot": 2,
     "structuring": 2,
+    "distribution": 2,
     "bookkeeping": 2,
     "kv": 3,
     "hookspecs": 4,
@@ -35,6 +36,7 @@ FLOORS = {
     "preflight_checks": 4,
     "loader": 5,
     "config": 5,
+    "certificate": 5,
     "handler": 6,
     "node": 7,
     "proposals": 7,
@@ -61,9 +63,12 @@ NEIGHBOURS = {
     ("application_storage", "application_state"),
     ("preflight", "preflight_checks"),
     ("preflight", "validation"),
+    ("certificate", "config"),
+    ("loader", "certificate"),
     ("node", "proposals"),
     ("cli", "client"),
     ("cli", "server"),
+    ("cli", "conformance"),
     ("client", "server"),  # the generated messages
 }
 
@@ -81,7 +86,7 @@ THIRD_PARTY = {
     "google": {"server", "client"},
     "pytest": {"conformance"},
     "hypothesis": {"conformance"},
-    "jinja2": {"conformance"},
+    "jinja2": {"conformance.report_page"},
 }
 
 
@@ -174,14 +179,14 @@ def test_neighbours_do_not_import_each_other_both_ways():
     assert [pair for pair in NEIGHBOURS if pair[::-1] in NEIGHBOURS] == []
 
 
-def test_nothing_imports_the_conformance_kit():
-    outside = [
+def test_only_its_command_imports_the_conformance_kit():
+    outside = {
         importer
         for importer, imported in edges(sources())
         if room(imported) == "conformance" and room(importer) != "conformance"
-    ]
+    }
 
-    assert outside == []
+    assert outside == {"cli.certificate", "cli.conformance", "cli.conformance_progress"}
 
 
 @pytest.mark.parametrize("package", list(THIRD_PARTY))
