@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,9 +66,17 @@ class Maker:
 def maker_of_callable(factory: Any) -> Maker | None:
     """Return how another process finds a function or class; None if it cannot."""
     module, name = getattr(factory, "__module__", None), getattr(factory, "__qualname__", "")
-    if not module or not name or "<" in name:
+    if not module or not name or "<" in name or not _is_found_by_name(factory, module, name):
         return None
     return Maker("function", name, module, _file_of(module))
+
+
+def _is_found_by_name(factory: Any, module: str, name: str) -> bool:
+    """Tell whether a name leads back to the factory: not that of a method or a decorated one."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is factory
 
 
 def maker_of_fixture(cls: type) -> Maker | None:
@@ -87,16 +96,12 @@ def _file_of(module: str) -> str:
 
 def _module(name: str, file: str) -> ModuleType:
     """Import by file where there is one: pytest's own module names mean nothing elsewhere."""
-    if name in sys.modules:
-        return sys.modules[name]
-    if not file:
+    if not file or _origin_of(name) == os.path.realpath(file):
         return importlib.import_module(name)
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
-    if found is not None and found.origin and Path(found.origin) == Path(file):
-        return importlib.import_module(name)
+    if (Path(file).parent / "__init__.py").exists():
+        return _module_of_package(Path(file))
+    if name in sys.modules:  # such as __main__, which is another one here
+        name = f"_dengine_sm_{name}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"module {name!r}: cannot be loaded from {file!r}")
@@ -106,3 +111,20 @@ def _module(name: str, file: str) -> ModuleType:
     sys.path.insert(0, str(Path(file).parent))
     spec.loader.exec_module(module)
     return module
+
+
+def _origin_of(name: str) -> str | None:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return os.path.realpath(found.origin) if found is not None and found.origin else None
+
+
+def _module_of_package(file: Path) -> ModuleType:
+    """Import a module below the outermost package it lies in: it may look at its siblings."""
+    name, root = file.stem, file.parent
+    while (root / "__init__.py").exists():
+        name, root = f"{root.name}.{name}", root.parent
+    sys.path.insert(0, str(root))
+    return importlib.import_module(name)

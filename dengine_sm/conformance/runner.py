@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import inspect
@@ -19,8 +20,11 @@ from pathlib import Path
 
 import attrs
 
+from dengine_sm.conformance.abilities import abilities_of
 from dengine_sm.conformance.catalogue import checks_for
 from dengine_sm.conformance.clauses import clauses as all_clauses
+from dengine_sm.conformance.clauses import sentence_of
+from dengine_sm.conformance.processes.wire import refuse_in_nursery
 from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.results import CheckResult, ClauseResult, Report, Status
 from dengine_sm.conformance.subject import Subject
@@ -29,7 +33,7 @@ from dengine_sm.conformance.violation import CannotCheckError, NotBoundError, Vi
 from dengine_sm.contract import CONTRACT_VERSION
 
 HANG_S = {Profile.QUICK: 60.0, Profile.STANDARD: 300.0, Profile.DEEP: 7200.0}
-"""Seconds after which a check is given up as hanging: a backstop, not a measure."""
+"""Seconds without a sign of progress after which a check is given up: a backstop only."""
 
 _WORST_FIRST = (
     Status.FAILED,
@@ -77,7 +81,9 @@ def run_conformance(
 
     Raises:
         ValueError: `only` names something that is no clause.
+        RuntimeError: a script runs the kit where other processes import it.
     """
+    refuse_in_nursery()
     chosen = checks_for(profile, only)
     started_at = datetime.datetime.now(datetime.UTC)
     start = time.perf_counter()
@@ -85,14 +91,14 @@ def run_conformance(
     interrupted = False
     for number, check in enumerate(chosen):
         told = _told(on_progress, check, number, len(chosen))
-        on_progress(Progress(check, number, len(chosen)))
         try:
+            on_progress(Progress(check, number, len(chosen)))
             result = run_check(check, subject, profile=profile, seed=seed, on_progress=told)
+            results.append(result)
+            on_progress(Progress(check, number, len(chosen), result=result))
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = len(results) < len(chosen)
             break
-        results.append(result)
-        on_progress(Progress(check, number, len(chosen), result=result))
     return Report(
         backend=subject.name,
         version=subject.version,
@@ -112,6 +118,7 @@ def run_conformance(
         is_complete=not only and not interrupted,
         clauses=clause_results(results, chosen, only),
         checks=tuple(results),
+        abilities=abilities_of(subject),
     )
 
 
@@ -151,26 +158,46 @@ def run_check(
     start = time.perf_counter()
     thread = threading.Thread(target=work, name=f"dengine-sm-kit-{check.name}", daemon=True)
     thread.start()
-    deadline = start + (HANG_S[profile] if hang_s is None else hang_s)
-    hung = False
+    try:
+        has_ended = _follow(steps, HANG_S[profile] if hang_s is None else hang_s, on_progress)
+    except BaseException:  # Ctrl-C; the thread ends with this process
+        remove_tree(root)
+        raise
+    time_s = round(time.perf_counter() - start, 3)
+    if not has_ended:
+        return _hung(check, thread, time_s, trial)
+    thread.join()
+    remove_tree(root)
+    return _result(check, found[0], time_s, trial)
+
+
+def _follow(
+    steps: queue.SimpleQueue[tuple[int, int] | None],
+    hang_s: float,
+    on_progress: Callable[[int, int], None],
+) -> bool:
+    """Pass on what a check tells until it ends; False if it has been silent for too long."""
     told_at = 0.0
     while True:
         try:
-            step = steps.get(timeout=max(0.01, deadline - time.perf_counter()))
+            step = steps.get(timeout=hang_s)
         except queue.Empty:
-            hung = True
-            break
+            return False
         if step is None:
-            break
+            return True
         if time.perf_counter() - told_at > 0.1:
             told_at = time.perf_counter()
             on_progress(*step)
-    time_s = round(time.perf_counter() - start, 3)
-    if hung:
-        return _hung(check, thread, time_s, trial)
-    thread.join()
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a directory, also where a check took permissions away; what stays, stays."""
+    for parent, directories, _ in os.walk(root):
+        for directory in (Path(parent, name) for name in directories):
+            if not directory.is_symlink():
+                with contextlib.suppress(OSError):
+                    directory.chmod(0o700)
     shutil.rmtree(root, ignore_errors=True)
-    return _result(check, found[0], time_s, trial)
 
 
 def run_in_trial(check: Check, trial: Trial) -> None:
@@ -197,7 +224,7 @@ def _hung(check: Check, thread: threading.Thread, time_s: float, trial: Trial) -
         expected="an end",
         observed=f"still busy after {time_s:.0f} s",
         details=stack,
-        evidence=trial.evidence,
+        evidence=dict(trial.evidence),  # the thread may still write to its own
     )
 
 
@@ -211,6 +238,7 @@ def _result(check: Check, exc: BaseException | None, time_s: float, trial: Trial
         return attrs.evolve(bare, status=Status.SKIPPED, reason=str(exc))
     details = "".join(traceback.format_exception(exc))
     notes = tuple(line for note in getattr(exc, "__notes__", ()) for line in note.splitlines())
+    exc = _once_seen(exc)
     if isinstance(exc, Violation):
         return attrs.evolve(
             bare,
@@ -223,6 +251,7 @@ def _result(check: Check, exc: BaseException | None, time_s: float, trial: Trial
             details=details,
         )
     raised = f"{type(exc).__name__}: {exc}"
+    sentence = f"{check.clause} violated: {sentence_of(check.clause)}\n"
     return attrs.evolve(
         bare,
         status=Status.FAILED,
@@ -231,8 +260,18 @@ def _result(check: Check, exc: BaseException | None, time_s: float, trial: Trial
         expected="no exception",
         observed=raised,
         history=notes,
-        details=details,
+        details=sentence + details,
     )
+
+
+def _once_seen(exc: BaseException) -> BaseException:
+    """Return the violation in what hypothesis raises when a failure does not come again."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            found = _once_seen(inner)
+            if isinstance(found, Violation):
+                return found
+    return exc
 
 
 def clause_results(

@@ -156,4 +156,3 @@ def _seed(text: str) -> int:
 _TESTS = {f"test_{check.name}": check for check in all_checks()}
 for _name, _check in _TESTS.items():
     setattr(StateMachineTests, _name, _test(_check))
-

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import attrs
 import hypothesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.strategies import SearchStrategy
 
 from dengine_sm.conformance.oracle import Oracle
@@ -117,6 +117,9 @@ class Trial:
                 deadline=None,
                 database=None,
                 print_blob=False,
+                report_multiple_bugs=False,
+                # Not Phase.explain: it traces every line, to point into the kit's own code.
+                phases=(Phase.generate, Phase.shrink),
                 suppress_health_check=list(HealthCheck),
             )
             hypothesis.seed(self.seed)(configured(hypothesis.given(**strategies)(example)))()

@@ -40,10 +40,15 @@ class Model(Protocol):
 class Workload(Protocol):
     """Commands for a machine, a model of it, and ways to look at its state."""
 
-    name: str
-    """Shown in reports, such as `kv/1`."""
-    is_key_value: bool
-    """Whether the commands are `kv/1`; checks of that command set need it."""
+    @property
+    def name(self) -> str:
+        """Shown in reports, such as `kv/1`."""
+        ...
+
+    @property
+    def is_key_value(self) -> bool:
+        """Whether the commands are `kv/1`; checks of that command set need it."""
+        ...
 
     def commands(self) -> SearchStrategy[bytes]:
         """Return a strategy for the data of one entry.

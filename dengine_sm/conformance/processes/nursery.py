@@ -1,8 +1,8 @@
 """The other side of `remote.py`: a process that knows the factory and forks machines.
 
 It imports the factory once and never opens a machine itself, so that every fork begins
-with an engine that has neither threads nor locks. Run by `Nursery`, not by hand:
-`python -m dengine_sm.conformance.processes.nursery SOCKET MAKER`.
+with an engine that has neither threads nor locks. Run by `Nursery`, not by hand. Its stdin
+is a socket, over which come the sockets that machines are to serve.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import importlib
 import inspect
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -22,42 +22,71 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dengine_sm.conformance.maker import Maker, OpenStateMachine
-from dengine_sm.conformance.processes.wire import pack, pack_error, receive, send, unpack
+from dengine_sm.conformance.processes.calls import calls_so_far, kill_at_call
+from dengine_sm.conformance.processes.wire import (
+    READY,
+    SERVE,
+    framed,
+    pack,
+    pack_error,
+    receive,
+    send,
+    unpack,
+)
+from dengine_sm.conformance.tripwire import (
+    arm_tripwires,
+    disarm_tripwires,
+    set_tripwires,
+    shift_clock,
+)
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 
 
-def main(argv: Sequence[str]) -> None:
-    """Serve until stdin is closed."""
-    path, maker = argv
+def main(maker: str) -> None:
+    """Fork a process for every socket that comes, until the kit hangs up."""
     factory = Maker.from_json(maker).resolve()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(64)
-        os.write(1, b"ready\n")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    with socket.socket(fileno=sys.stdin.fileno()) as control:
+        control.sendall(READY)
         while True:
-            ready, _, _ = select.select([listener.fileno(), 0], [], [])
-            if 0 in ready:
+            _, descriptors, _, _ = socket.recv_fds(control, len(SERVE), 1)
+            if not descriptors:
                 return
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                _serve_and_exit(connection, factory)
-            connection.close()
+            with socket.socket(fileno=descriptors[0]) as connection:
+                connection.set_inheritable(False)
+                _fork(connection, factory)
 
 
-def _serve_and_exit(connection: socket.socket, factory: OpenStateMachine) -> None:
+def _fork(connection: socket.socket, factory: OpenStateMachine) -> None:
+    nursery = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        traceback.print_exc()  # the kit sees the connection closed
+        return
+    if pid == 0:
+        _serve_and_exit(connection, factory, nursery)
+
+
+def _serve_and_exit(connection: socket.socket, factory: OpenStateMachine, nursery: int) -> NoReturn:
     """Serve one machine until the kit hangs up, then die without a word, as in a crash."""
     try:
         os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        prctl = ctypes.CDLL(None).prctl
+        # A machine that hangs or was stopped would outlive a kit that is killed.
+        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != nursery:
+            os._exit(0)
         # Where ptrace is limited to ancestors, strace is only a cousin.
-        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+        prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
         Servant(connection, factory).serve()
     except EOFError:
         pass
@@ -85,10 +114,10 @@ class Servant:
             try:
                 handler: Callable[..., Any] = getattr(self, f"_do_{kind}")
                 value = handler(name, *unpack(args), **unpack(kwargs))
-                answer = [True, pack(value)]
-            except BaseException as exc:
-                answer = [False, pack_error(exc, traceback.format_exc())]
-            send(self._connection, answer)
+                answer = framed([True, pack(value)])
+            except BaseException as exc:  # a native library's panic is no Exception
+                answer = framed([False, pack_error(exc, traceback.format_exc())])
+            self._connection.sendall(answer)
 
     def _do_construct(self, _name: str, directory: Path, methods: Sequence[str]) -> list[str]:
         self._machine = self._factory(directory)
@@ -96,6 +125,14 @@ class Servant:
 
     def _do_call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         outcome = getattr(self._machine, name)(*args, **kwargs)
+        if inspect.iscoroutine(outcome):
+            return self._runner.run(_awaited(outcome))
+        return outcome
+
+    def _do_run(self, name: str, *args: Any) -> Any:
+        """Call a function `module:name` of the kit with the machine and the arguments."""
+        module, _, function = name.partition(":")
+        outcome = getattr(importlib.import_module(module), function)(self._machine, *args)
         if inspect.iscoroutine(outcome):
             return self._runner.run(_awaited(outcome))
         return outcome
@@ -130,13 +167,13 @@ class Servant:
         for number, (name, args, may_fail) in enumerate(steps):
             send(self._connection, ["begin", number])
             try:
-                value = pack(self._do_call(name, *args))
-            except Exception as exc:
+                told = framed(["end", number, pack(self._do_call(name, *args))])
+            except BaseException as exc:
                 send(self._connection, ["error", number, pack_error(exc, traceback.format_exc())])
                 if not may_fail:
                     break
             else:
-                send(self._connection, ["end", number, value])
+                self._connection.sendall(told)
         send(self._connection, ["done", len(steps)])
 
     def _do_prepare(self, name: str, *args: Any) -> Any:
@@ -179,19 +216,29 @@ def one_thread_only() -> None:
 
 def limit_file_size(size_bytes: int) -> None:
     """Let no file grow beyond a size: writes then fail with EFBIG, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, most))
 
 
 def lift_file_size_limit() -> None:
     """Undo `limit_file_size`."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def obey_permissions() -> None:
+    """Give up root's right to write where no permission says so; others have none."""
+    version_3 = 0x20080522
+    header = (ctypes.c_uint32 * 2)(version_3, 0)
+    no_capabilities = (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capset(header, no_capabilities)
 
 
 def limit_address_space(size_bytes: int) -> None:
     """Let the process grow by so much at most; more is a MemoryError."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + size_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size_bytes, most))
 
 
 def peak_memory_bytes() -> int:
@@ -205,11 +252,14 @@ PREPARATIONS: dict[str, Callable[..., Any]] = {
         one_thread_only,
         limit_file_size,
         lift_file_size_limit,
+        obey_permissions,
         limit_address_space,
         peak_memory_bytes,
+        kill_at_call,
+        calls_so_far,
+        set_tripwires,
+        arm_tripwires,
+        disarm_tripwires,
+        shift_clock,
     )
 }
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,13 +20,18 @@ import attrs
 
 from dengine_sm.conformance.maker import Maker
 from dengine_sm.conformance.processes.wire import (
+    NURSERY_VARIABLE,
+    READY,
+    SERVE,
     ProcessDied,
+    framed,
     pack,
     receive,
-    send,
+    refuse_in_nursery,
     unpack,
     unpack_error,
 )
+from dengine_sm.conformance.violation import CannotCheckError
 from dengine_sm.contract import (
     StateMachine,
     SupportsGetMulti,
@@ -36,6 +42,11 @@ from dengine_sm.validation import protocol_methods
 
 ANSWER_TIMEOUT_S = 120.0
 """A machine that is silent for so long hangs; a backstop, not a measure."""
+
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from dengine_sm.conformance.processes.nursery import main; main(sys.argv[2])"
+)
 
 METHODS = tuple(
     name
@@ -57,37 +68,57 @@ class Nursery:
         self._environment = environment or {}
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        """Its other end is the process's stdin."""
         self._machines: list[RemoteMachine] = []
 
     def __enter__(self) -> Nursery:
+        """Start the process that imports the factory.
+
+        Raises:
+            CannotCheckError: it does not find the factory.
+            RuntimeError: this process is one of the kit's itself.
+        """
+        refuse_in_nursery()
+        try:
+            self._start()
+            self._await_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="dengine-sm-nursery-")
-        stderr = self._stderr_path.open("wb")
-        with stderr:
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(ANSWER_TIMEOUT_S)
+        # Not a shim: strace would count the shim's system calls too.
+        is_venv = sys.prefix != sys.base_prefix
+        python = sys.executable if is_venv else os.path.realpath(sys.executable)
+        command = [python, "-c", _PROGRAM, json.dumps(sys.path), self._maker.to_json()]
+        with theirs, self._stderr_path.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [
-                    # Not a shim: strace would count the shim's system calls too.
-                    os.path.realpath(sys.executable)
-                    if sys.prefix == sys.base_prefix
-                    else sys.executable,
-                    "-m",
-                    "dengine_sm.conformance.processes.nursery",
-                    str(self._socket_path),
-                    self._maker.to_json(),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
+                command,
+                stdin=theirs.fileno(),
+                stdout=output,  # a machine that prints must not wait for a reader
+                stderr=output,
                 env=self._merged_environment(),
             )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != b"ready\n":
-            said = self.stderr()
-            self.__exit__(None, None, None)
-            raise ProcessDied(
-                f"another process cannot construct the machine ({self._maker.name}): {said}",
-                stderr=said,
-            )
-        return self
+
+    def _await_ready(self) -> None:
+        assert self._control is not None
+        why = ""
+        try:
+            if self._control.recv(len(READY)) == READY:
+                return
+        except TimeoutError:
+            why = f"importing it took more than {ANSWER_TIMEOUT_S:.0f} s"
+        except ConnectionResetError:
+            pass
+        why = why or self.stderr().rpartition("\n")[2] or "it ended without a word"
+        raise CannotCheckError(
+            f"another process cannot construct the machine ({self._maker.name}): {why}"
+        )
 
     def __exit__(
         self,
@@ -98,15 +129,12 @@ class Nursery:
         for machine in self._machines:
             machine.kill()
         self._machines.clear()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         if self._process is not None:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            self._process.stdin.close()
-            self._process.stdout.close()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.kill()  # it has nothing to finish, and may be stuck in an import
+            self._process.wait()
             self._process = None
         if self._directory is not None:
             self._directory.cleanup()
@@ -119,15 +147,26 @@ class Nursery:
             directory: the machine's.
             preparations: `(name, *args)` of functions of `nursery.PREPARATIONS`, called first.
         """
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(ANSWER_TIMEOUT_S)
-        connection.connect(str(self._socket_path))
-        machine = RemoteMachine(connection, self)
+        machine = RemoteMachine(self._connect(), self)
         self._machines.append(machine)
         for name, *args in preparations:
             machine.request("prepare", name, *args)
         machine.construct(directory)
         return machine
+
+    def _connect(self) -> socket.socket:
+        """Return a socket that a new process serves."""
+        assert self._control is not None, "the nursery is not entered"
+        connection, theirs = socket.socketpair()
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        with theirs:
+            try:
+                socket.send_fds(self._control, [SERVE], [theirs.fileno()])
+            except OSError as exc:
+                connection.close()
+                said = self.stderr()
+                raise ProcessDied(f"the nursery is gone: {said}", stderr=said) from exc
+        return connection
 
     def stderr(self) -> str:
         """Return the end of what the processes wrote to stderr."""
@@ -141,15 +180,11 @@ class Nursery:
         return Path(self._directory.name)
 
     @property
-    def _socket_path(self) -> Path:
-        return self._root / "socket"
-
-    @property
     def _stderr_path(self) -> Path:
         return self._root / "stderr"
 
     def _merged_environment(self) -> dict[str, str]:
-        merged = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        merged = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", NURSERY_VARIABLE: "1"}
         for name, value in self._environment.items():
             if value is None:
                 merged.pop(name, None)
@@ -195,8 +230,16 @@ class RemoteMachine:
         self._connection = connection
         self._nursery = nursery
         self._methods: frozenset[str] = frozenset()
-        _, self.pid = self._receive()
-        self._pidfd = os.pidfd_open(self.pid)
+        self.pid = 0
+        self._pidfd = -1
+        try:
+            _, self.pid = self._receive()
+            self._pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise self._died() from None
+        finally:
+            if self._pidfd < 0:
+                connection.close()
 
     def construct(self, directory: Path) -> None:
         """Construct the machine; `spawn` does it."""
@@ -214,6 +257,10 @@ class RemoteMachine:
     def call_in_thread(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a sync method of the machine in another thread of its process."""
         return self.request("call_in_thread", name, *args, **kwargs)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a module-level function `(machine, *args)` in the machine's process."""
+        return self.request("run", f"{function.__module__}:{function.__qualname__}", *args)
 
     def begin(self, task: str, name: str, *args: Any) -> None:
         """Begin an async method and leave it where it first waits."""
@@ -242,11 +289,17 @@ class RemoteMachine:
         for kind, number, *_ in self._raw_events():
             yield kind, number
 
-    def script_report(self, steps: int) -> ScriptReport:
-        """Read what the process tells until the script, or the process, ends."""
+    def script_report(
+        self, steps: int, *, on_event: Callable[[str, int], object] = lambda kind, step: None
+    ) -> ScriptReport:
+        """Read what the process tells until the script, or the process, ends.
+
+        `on_event` is called with every `(begin | end | error | done, step)` as it comes.
+        """
         found = {number: StepReport(number) for number in range(steps)}
         is_done = False
         for kind, number, *more in self._raw_events():
+            on_event(kind, number)
             match kind:
                 case "begin":
                     found[number] = StepReport(number, begun=True)
@@ -264,44 +317,62 @@ class RemoteMachine:
                 item = self._receive()
             except ProcessDied:
                 return
+            if isinstance(item[0], bool):  # an answer: the script could not go on
+                raise unpack_error(item[1])
             yield item
             if item[0] == "done":
-                self._answer()
+                with contextlib.suppress(ProcessDied):  # killed right after its last word
+                    self._answer()
                 return
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal and do not wait; nothing happens to a process that is gone."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         """Send SIGKILL and wait until the process is gone, with its locks; idempotent."""
-        if self._pidfd < 0:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self.wait_until_dead()
 
     def wait_until_dead(self) -> None:
-        """Wait for the end of the process, and forget it."""
+        """Wait for the end of the process, and forget it.
+
+        Raises:
+            AssertionError: it does not end.
+        """
         if self._pidfd < 0:
             return
-        select.select([self._pidfd], [], [], ANSWER_TIMEOUT_S)
+        ended = select.poll()  # select() takes no descriptor above 1023
+        ended.register(self._pidfd, select.POLLIN)
+        has_ended = bool(ended.poll(ANSWER_TIMEOUT_S * 1000))
+        if not has_ended:
+            self.send_signal(signal.SIGKILL)
         os.close(self._pidfd)
         self._pidfd = -1
         self._connection.close()
+        if not has_ended:
+            raise AssertionError(
+                f"the machine's process {self.pid} did not end within {ANSWER_TIMEOUT_S:.0f} s"
+            )
 
     def _send(self, item: Any) -> None:
+        data = framed(item)
         try:
-            send(self._connection, item)
+            self._connection.sendall(data)
+        except TimeoutError:
+            raise self._silent() from None
         except OSError as exc:
             raise self._died() from exc
 
     def _receive(self) -> Any:
         try:
             return receive(self._connection)
-        except EOFError:
-            raise self._died() from None
         except TimeoutError:
-            self.kill()
-            raise AssertionError(
-                f"the machine's process gave no answer for {ANSWER_TIMEOUT_S:.0f} s; killed"
-            ) from None
+            raise self._silent() from None
+        except (EOFError, OSError):
+            raise self._died() from None
 
     def _answer(self) -> Any:
         is_well, value = self._receive()
@@ -309,7 +380,15 @@ class RemoteMachine:
             return unpack(value)
         raise unpack_error(value)
 
+    def _silent(self) -> AssertionError:
+        self.kill()
+        return AssertionError(
+            f"the machine's process gave no answer for {ANSWER_TIMEOUT_S:.0f} s; killed"
+        )
+
     def _died(self) -> ProcessDied:
+        # Its connection may be closed before its locks are: wait for the end of all.
+        self.kill()
         said = self._nursery.stderr()
         return ProcessDied(
             f"the machine's process {self.pid} is gone{said and ': ' + said}", stderr=said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,31 @@ from dengine_sm import errors
 from dengine_sm.codec import decode, encode, pack_snapshot_metadata, unpack_snapshot_metadata
 from dengine_sm.model import ApplyResult, Entry, LogId, Outcome, ScanResult, SnapshotMetadata
 
+READY = b"ready"
+"""The nursery's first word: it has found the factory."""
+SERVE = b"serve"
+"""Comes with a socket that a new machine is to serve."""
+
 _LENGTH_BYTES = 4
+_MOST_AT_ONCE = 1024 * 1024
 _PLAIN = (type(None), bool, int, bytes, str)
+
+
+NURSERY_VARIABLE = "DENGINE_SM_IN_NURSERY"
+"""Set in the environment of the nursery and its machines."""
+
+
+def refuse_in_nursery() -> None:
+    """Refuse to run the kit in a process of the kit: without an end there would be more.
+
+    Raises:
+        RuntimeError: this is one.
+    """
+    if NURSERY_VARIABLE in os.environ:
+        raise RuntimeError(
+            "the module that makes the machine runs the kit when it is imported; "
+            "put that under: if __name__ == '__main__':"
+        )
 
 
 class ProcessDied(Exception):  # noqa: N818 - a fact that the kit often wants
@@ -44,6 +69,8 @@ def pack(value: Any) -> Any:
             return ["path", str(value)]
         case str() | bytes() | int() | bool() | None:
             return value
+        case bytearray() | memoryview():
+            return bytes(value)
         case dict():
             return ["dict", [[pack(key), pack(item)] for key, item in value.items()]]
         case list() | tuple():
@@ -78,14 +105,30 @@ def unpack(item: Any) -> Any:
 
 
 def pack_error(exc: BaseException, details: str = "") -> list[Any]:
-    """Return an exception with the attributes that travel."""
+    """Return an exception with the attributes that travel; never fails.
+
+    An error of a class that derives from one of ours travels as ours.
+    """
     attributes = {}
     for name, value in vars(exc).items():
-        try:
-            attributes[name] = pack(value)
-        except TypeError:
-            continue
-    return [type(exc).__name__, str(exc), pack(attributes), details]
+        with contextlib.suppress(Exception):
+            encode(pack(value))
+            attributes[name] = value
+    ours = next((cls for cls in type(exc).__mro__ if cls.__module__ == errors.__name__), None)
+    names = [type(exc).__name__, ours and ours.__name__]
+    return [names, _plain_text(_text_of(exc)), pack(attributes), _plain_text(details)]
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception as failure:
+        return f"(its text cannot be had: {type(failure).__name__})"
+
+
+def _plain_text(text: str) -> str:
+    """Return a text without lone surrogates, which names of files may have."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class RemoteError(Exception):
@@ -98,9 +141,9 @@ class RemoteError(Exception):
 
 def unpack_error(item: Any) -> Exception:
     """Return the error that the machine raised, of its own class where that is ours."""
-    name, message, attributes, details = item
-    cls = getattr(errors, name, None)
-    if isinstance(cls, type) and issubclass(cls, errors.DEngineError):
+    (name, ours), message, attributes, details = item
+    cls = getattr(errors, ours) if ours else None
+    if cls is not None:
         exc: Exception = cls.__new__(cls)
         Exception.__init__(exc, message)
         vars(exc).update(unpack(attributes))
@@ -110,10 +153,15 @@ def unpack_error(item: Any) -> Exception:
     return exc
 
 
+def framed(item: Any) -> bytes:
+    """Return the bytes of one item, as they are sent."""
+    data = encode(item)
+    return len(data).to_bytes(_LENGTH_BYTES) + data
+
+
 def send(connection: socket.socket, item: Any) -> None:
     """Send one item."""
-    data = encode(item)
-    connection.sendall(len(data).to_bytes(_LENGTH_BYTES) + data)
+    connection.sendall(framed(item))
 
 
 def receive(connection: socket.socket) -> Any:
@@ -131,7 +179,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     parts = bytearray()
     while len(parts) < size:
         try:
-            part = connection.recv(size - len(parts))
+            part = connection.recv(min(size - len(parts), _MOST_AT_ONCE))
         except ConnectionResetError:
             part = b""
         if not part:
