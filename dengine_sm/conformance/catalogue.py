@@ -4,12 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dengine_sm.conformance.checks import basic
+from dengine_sm.conformance.checks import (
+    apply,
+    apply_failures,
+    apply_observers,
+    apply_order,
+    apply_overlap,
+    basic,
+    crash,
+    crash_errors,
+    crash_sweep,
+    determinism,
+    expiry,
+    history,
+    life,
+    life_directory,
+    life_stopped,
+    place,
+    read,
+    read_bytes,
+    read_concurrent,
+    read_install,
+    read_scan,
+    reset,
+    resources,
+    snapshot,
+)
 from dengine_sm.conformance.clauses import clauses
 from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check
 
-_TABLES: tuple[tuple[Check, ...], ...] = (basic.CHECKS,)
+_TABLES: tuple[tuple[Check, ...], ...] = (
+    basic.CHECKS,
+    apply.CHECKS,
+    apply_order.CHECKS,
+    apply_observers.CHECKS,
+    apply_overlap.CHECKS,
+    apply_failures.CHECKS,
+    determinism.CHECKS,
+    expiry.CHECKS,
+    crash.CHECKS,
+    crash_errors.CHECKS,
+    crash_sweep.CHECKS,
+    snapshot.CHECKS,
+    history.CHECKS,
+    read.CHECKS,
+    read_bytes.CHECKS,
+    read_concurrent.CHECKS,
+    read_install.CHECKS,
+    read_scan.CHECKS,
+    life.CHECKS,
+    life_directory.CHECKS,
+    life_stopped.CHECKS,
+    place.CHECKS,
+    reset.CHECKS,
+    resources.CHECKS,
+)
 
 
 def all_checks() -> tuple[Check, ...]:

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import broken_apply
+import broken_crash
+import broken_delivery
+import broken_determinism
+import broken_disk
 import broken_example
+import broken_life
+import broken_locks
+import broken_place
+import broken_snapshot
+import broken_snapshot_after
+import broken_snapshot_install
+import broken_snapshot_traces
 from broken_base import Broken, broken_in
 
 BROKEN: tuple[Broken, ...] = tuple(
-    broken for module in (broken_example,) for broken in broken_in(module)
+    broken
+    for module in (
+        broken_place,
+        broken_locks,
+        broken_life,
+        broken_crash,
+        broken_disk,
+        broken_example,
+        broken_apply,
+        broken_delivery,
+        broken_determinism,
+        broken_snapshot,
+        broken_snapshot_after,
+        broken_snapshot_install,
+        broken_snapshot_traces,
+    )
+    for broken in broken_in(module)
 )

@@ -50,6 +50,8 @@ class Broken:
     """The clause that the kit must blame."""
     durability: Durability = Durability.ON_FLUSH
     keeps_state_in_memory: bool = True
+    found_by: str = ""
+    """The clause of the check that finds it, when none of its own clause's checks does."""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,126 @@
+"""Damaged and torn files: the truth or `CorruptionError`, never another state (CRASH-5)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from dengine_sm.conformance.sample import CLAUSE, Sample, Wound, killed_machine
+from dengine_sm.conformance.trial import Check, Trial
+from dengine_sm.conformance.violation import CannotCheckError, NotBoundError
+
+_MOST = 4000
+_PAGE_BYTES = 512
+_RUN_BYTES = 24
+_GO_ON_EVERY = 5
+
+
+def a_torn_last_write_recovers(trial: Trial) -> None:
+    """Cuts the last write at its bytes; what comes before it must be there, and more can follow."""
+    with killed_machine(trial, salt=110) as sample:
+        grown = [name for name in sample.changed if sample.old_size(name) is not None]
+        cuts = [
+            Wound(name, content[:at], at, f"the last write is cut at offset {at}")
+            for name in grown
+            for content in [sample.after.files[name]]
+            for at in range(sample.old_size(name) or 0, len(content))
+        ]
+        if not cuts:
+            raise NotBoundError(
+                "the last write makes no file longer: nothing of it can be torn off"
+            )
+        # With several files nobody knows from outside which of them was written last.
+        is_alone = len(sample.changed) == 1
+        chosen = _sampled(cuts, trial, trial.effort.points)
+        for number, wound in enumerate(chosen):
+            sample.examine(wound, may_refuse=not is_alone, goes_on=number % _GO_ON_EVERY == 0)
+            trial.on_progress(number + 1, len(chosen))
+        trial.evidence |= {"cuts": len(chosen), "files": sorted(grown), "strict": is_alone}
+
+
+def damage_is_refused_or_without_effect(trial: Trial) -> None:
+    """Flips bits, cuts and zeroes in all files; the state is right, or the start refused."""
+    if not trial.subject.detects_damage:
+        raise NotBoundError("declared: the engine detects no damaged bytes")
+    with killed_machine(trial, salt=111) as sample:
+        wounds = [*_whole_files(sample), *_places(sample)]
+        for number, wound in enumerate(wounds):
+            sample.examine(wound)
+            trial.on_progress(number + 1, len(wounds))
+        trial.evidence["wounds"] = len(wounds)
+
+
+def a_missing_file_is_noticed(trial: Trial) -> None:
+    """Takes away each file in turn; the state is right, or the start refused."""
+    with killed_machine(trial, salt=112) as sample:
+        names = sorted(sample.after.files)
+        if not names:
+            raise CannotCheckError("the machine keeps no file in its directory")
+        for number, name in enumerate(names):
+            sample.examine(Wound(name, None, 0, "loss"))
+            trial.on_progress(number + 1, len(names))
+        trial.evidence["files"] = len(names)
+
+
+def _whole_files(sample: Sample) -> Iterator[Wound]:
+    """Yield what file systems are known to leave: empty files, and files of zeros."""
+    for name, content in sorted(sample.after.files.items()):
+        if content:
+            yield Wound(name, b"", 0, "loss of all bytes")
+            yield Wound(name, bytes(len(content)), 0, "zeroing")
+
+
+def _places(sample: Sample) -> Iterator[Wound]:
+    """Yield damage at offsets: one bit at each, and by turns other kinds."""
+    rng = random.Random(sample.trial.seed)  # noqa: S311 - no secret
+    points = sample.trial.effort.points
+    for number, (name, at) in enumerate(_offsets(sample, rng, points)):
+        content = sample.after.files[name]
+        kinds = list(_at(name, content, at, rng.randrange(8)))
+        yield kinds[0]
+        yield from kinds[1:] if not points else [kinds[1 + number % (len(kinds) - 1)]]
+
+
+def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[Wound]:
+    flipped = bytearray(content)
+    flipped[at] ^= 1 << bit
+    yield Wound(name, bytes(flipped), at, f"a flipped bit at offset {at}")
+    yield Wound(name, content[:at], at, f"a cut at offset {at}")
+    page = at // _PAGE_BYTES * _PAGE_BYTES
+    for first, end in ((at, at + _RUN_BYTES), (page, page + _PAGE_BYTES), (at, len(content))):
+        part = content[first:end]
+        if any(part):
+            zeroed = content[:first] + bytes(len(part)) + content[first + len(part) :]
+            yield Wound(name, zeroed, first, f"zeros in place of {first}..{first + len(part) - 1}")
+
+
+def _offsets(sample: Sample, rng: random.Random, count: int) -> list[tuple[str, int]]:
+    """Return places in files: every one, or both ends of each file and more at random."""
+    files = sorted((name, len(content)) for name, content in sample.after.files.items() if content)
+    everywhere = [(name, at) for name, size in files for at in range(size)]
+    if not count:
+        step = -(-len(everywhere) // _MOST)
+        return everywhere[rng.randrange(step) :: step]
+    ends = [(name, at) for name, size in files for at in (0, size - 1)]
+    # What was written late is what the state still shows.
+    late = [(name, at) for name, size in files for at in range(size * 2 // 3, size)]
+    chosen = ends[:count]
+    while len(chosen) < count:
+        chosen.append(rng.choice(late if len(chosen) % 2 else everywhere))
+    return chosen
+
+
+def _sampled(wounds: Sequence[Wound], trial: Trial, count: int) -> list[Wound]:
+    rng = random.Random(trial.seed)  # noqa: S311 - no secret
+    if not count:
+        count = _MOST
+    if len(wounds) <= count:
+        return list(wounds)
+    return [wounds[0], *rng.sample(wounds[1:-1], count - 2), wounds[-1]]
+
+
+CHECKS = (
+    Check(CLAUSE, a_torn_last_write_recovers),
+    Check(CLAUSE, damage_is_refused_or_without_effect),
+    Check(CLAUSE, a_missing_file_is_noticed),
+)
