@@ -26,7 +26,7 @@ from dengine_sm.errors import (
     StaleSnapshotError,
     StorageError,
 )
-from dengine_sm.files import FileSystem, OsFileSystem
+from dengine_sm.files import FileSystem, default_file_system
 from dengine_sm.files.filesystem import storage_errors, write_all
 from dengine_sm.model import LogId, SnapshotMetadata
 from dengine_sm.snapshot import seal_snapshot, verify_snapshot
@@ -62,8 +62,10 @@ def write_snapshot(
     Raises:
         StorageError: the disk refused, or the directory holds something.
     """
+    fs = fs or default_file_system()
     with storage_errors(directory, "write the snapshot", "it is not usable"):
-        directory.mkdir(exist_ok=True)
+        if not directory.exists():
+            fs.mkdir(directory)
         if any(directory.iterdir()):
             raise StorageError(
                 f"snapshot directory '{directory}' is not empty; nothing was written",
@@ -71,7 +73,9 @@ def write_snapshot(
             )
         try:
             _write_records(directory / RECORDS_NAME, format_name, state, fs, is_cancelled)
-            return seal_snapshot(directory, format=format_name, last_included=state.last_included)
+            return seal_snapshot(
+                directory, format=format_name, last_included=state.last_included, fs=fs
+            )
         except BaseException:
             with suppress(OSError):
                 shutil.rmtree(directory)
@@ -82,10 +86,9 @@ def _write_records(
     path: Path,
     format_name: str,
     state: PinnedState,
-    fs: FileSystem | None,
+    fs: FileSystem,
     is_cancelled: Callable[[], bool],
 ) -> None:
-    fs = fs or OsFileSystem()
     fd = fs.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         buffer = bytearray(encode([format_name, pack_log_id(state.last_included), state.clock_ms]))

@@ -29,8 +29,10 @@ from dengine_sm.files import (
     DirectoryLock,
     FileSystem,
     FramedLog,
-    OsFileSystem,
+    default_file_system,
+    make_directories,
     read_checked_file,
+    sync_directory,
     write_checked_file,
 )
 from dengine_sm.files.filesystem import storage_errors
@@ -70,8 +72,8 @@ class ApplicationStorage:
     ) -> None:
         self.directory = directory
         self.format = format_name
-        self._fs: FileSystem = fs or OsFileSystem()
-        self._lock = DirectoryLock(directory, LOCK_NAME)
+        self._fs: FileSystem = fs or default_file_system()
+        self._lock = DirectoryLock(directory, LOCK_NAME, fs)
         self._log = FramedLog(directory / "log", segment_bytes=segment_bytes, fs=fs)
         self._manifest = Manifest(is_complete=False)
         self._serial = 0
@@ -97,7 +99,7 @@ class ApplicationStorage:
         """
         with storage_errors(self.directory, "open the directory", "opening again is safe"):
             self._refuse_foreign()
-            self._make_directory()
+            make_directories(self.directory, self._fs)
             self._lock.acquire()
             try:
                 self._refuse_foreign()
@@ -132,12 +134,6 @@ class ApplicationStorage:
             observed=observed,
         )
 
-    def _make_directory(self) -> None:
-        missing = [d for d in (self.directory, *self.directory.parents) if not d.exists()]
-        for directory in reversed(missing):
-            self._fs.mkdir(directory)
-            self._fs.sync_directory(directory.parent)
-
     def _open_locked(self) -> None:
         exists = (self.directory / MANIFEST_NAME).exists()
         self._manifest = self._read_manifest() if exists else Manifest(is_complete=False)
@@ -146,6 +142,8 @@ class ApplicationStorage:
             self._log.open()
             self._write_manifest(Manifest(is_complete=True))
         else:
+            # A killed process may have renamed the manifest in, and not synced its entry.
+            self._fs.sync_directory(self.directory)
             if not self._log.directory.exists():
                 raise self._corrupt(self._log.directory, "the log is missing")
             self._log.open()
@@ -253,7 +251,7 @@ class ApplicationStorage:
         if state is not None:
             name = f"checkpoint-{self._serial}"
             checksum = write_snapshot(self.directory / name, self.format, state, self._fs)
-            self._fs.sync_directory(self.directory)
+            sync_directory(self.directory, self._fs)
         self._write_manifest(Manifest(True, next_sequence, place, name, checksum, self._serial))
         self._reap_checkpoints()
         self._log.purge(next_sequence - 1)

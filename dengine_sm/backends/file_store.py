@@ -101,6 +101,7 @@ class FileStore:
         self._syncing: threading.Thread | None = None
         self._checkpointing: threading.Thread | None = None
         self._stop_checkpoint = threading.Event()
+        self._broken: str | None = None
 
     # Opening
 
@@ -165,9 +166,28 @@ class FileStore:
         write_checked_file(self.directory / MANIFEST, manifest.encode(), self._fs)
         self._manifest = manifest
 
+    def _switch_to(self, manifest: _Manifest) -> None:
+        """Put another manifest in force; if that fails, the old one stays in force."""
+        old = self._manifest
+        try:
+            self._write_manifest(manifest)
+        except StorageError:
+            self._switch_back_to(old)
+            raise
+
+    def _switch_back_to(self, old: _Manifest) -> None:
+        """Undo a switch that failed: the new file may be in place, only not durably."""
+        try:
+            if self._read_manifest() != old:
+                self._write_manifest(old)
+        except StorageError as exc:
+            self._broken = str(exc)
+
     def _recover(self) -> None:
         if (self.directory / MANIFEST).exists():
             self._manifest = self._read_manifest()
+            # A killed process may have renamed it in, and not synced its entry.
+            sync_directory(self.directory, self._fs)
         else:
             self._write_manifest(_Manifest(False, 0, 1))
         log_dir = self.directory / LOG
@@ -196,6 +216,7 @@ class FileStore:
         self._ram.open()
         self._ram.swap(data, internal)
         self._logged_bytes = log.size_bytes
+        self._broken = None
         self._log = log
 
     def _load_state(self, log: FramedLog) -> tuple[LayeredMap, LayeredMap]:
@@ -236,9 +257,9 @@ class FileStore:
             self._release()
 
     def _release(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
         self._ram.close()
         self._lock.release()
 
@@ -247,6 +268,13 @@ class FileStore:
     def _open_log(self) -> FramedLog:
         if self._log is None:
             raise NotRunningError("the file store is closed; nothing was written")
+        if self._broken is not None:
+            # What is written now might be replayed on top of another checkpoint.
+            raise StorageError(
+                f"{str(self.directory)!r}: which {MANIFEST} is in force is unknown "
+                f"({self._broken}); expected to be closed and opened again; nothing was written",
+                path=self.directory,
+            )
         return self._log
 
     def write(self, batch: WriteBatch) -> None:
@@ -287,7 +315,14 @@ class FileStore:
 
     def flush(self) -> None:
         """Sync the log."""
-        self._open_log().sync()
+        log = self._open_log()
+        try:
+            log.sync()
+        except StorageError:
+            # Closed by a stop() in another thread, which synced: not a failure of the disk.
+            if self._log is not log:
+                raise NotRunningError("the file store is closed; nothing was flushed") from None
+            raise
 
     def view(self) -> ReadView:
         """Pin the state in memory."""
@@ -308,7 +343,7 @@ class FileStore:
                 yield batch
 
         self._write_checkpoint(number, tee())
-        self._write_manifest(_Manifest(True, number, log.next_sequence))
+        self._switch_to(_Manifest(True, number, log.next_sequence))
         self._ram.swap(data, internal)
         self._logged_bytes = 0
         self._drop_what_is_covered(log)
@@ -336,7 +371,7 @@ class FileStore:
         try:
             self._write_checkpoint(number, _view_batches(view))
             log.sync()
-            self._write_manifest(_Manifest(True, number, log_start))
+            self._switch_to(_Manifest(True, number, log_start))
             self._drop_what_is_covered(log)
         except _CheckpointStopped:
             shutil.rmtree(self._checkpoint_path(number), ignore_errors=True)

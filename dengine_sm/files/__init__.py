@@ -4,8 +4,10 @@ from dengine_sm.files.atomic import read_checked_file, replace_file, write_check
 from dengine_sm.files.filesystem import (
     FileSystem,
     OsFileSystem,
+    default_file_system,
     make_directories,
     names_in,
+    replaced_file_system,
     sync_directory,
 )
 from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
@@ -18,10 +20,12 @@ __all__ = [
     "LogRecord",
     "OsFileSystem",
     "RecoveryReport",
+    "default_file_system",
     "make_directories",
     "names_in",
     "read_checked_file",
     "replace_file",
+    "replaced_file_system",
     "sync_directory",
     "write_checked_file",
 ]

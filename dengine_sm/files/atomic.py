@@ -11,7 +11,7 @@ from pathlib import Path
 from dengine_sm.errors import CorruptionError
 from dengine_sm.files.filesystem import (
     FileSystem,
-    OsFileSystem,
+    default_file_system,
     read_all,
     storage_errors,
     write_all,
@@ -52,7 +52,7 @@ def replace_file(path: Path, content: bytes, fs: FileSystem | None = None) -> No
             step failed, syncing the directory: then readers see the new one, and a
             power failure may bring back the old one.
     """
-    fs = fs or OsFileSystem()
+    fs = fs or default_file_system()
     with storage_errors(path, "replace the file", "the old content is untouched"):
         aside = create_aside(path, content, fs)
         try:
@@ -84,7 +84,7 @@ def read_checked_file(path: Path, fs: FileSystem | None = None) -> bytes:
         CorruptionError: any byte differs, is missing or is too many.
         StorageError: the file is absent or the disk refused.
     """
-    fs = fs or OsFileSystem()
+    fs = fs or default_file_system()
     with storage_errors(path, "read the file", "nothing was read"):
         fd = fs.open(path, os.O_RDONLY)
         try:

@@ -2,6 +2,9 @@
 
 All durable I/O of the package goes through a `FileSystem`. Its methods raise OSError
 like the calls they stand for; `storage_errors` turns that into `StorageError`.
+
+Whoever is given no file system uses `default_file_system()`, which a test of durability
+can exchange for the whole process: see `replaced_file_system`.
 """
 
 from __future__ import annotations
@@ -126,6 +129,31 @@ class OsFileSystem:
             os.close(fd)
 
 
+_OS = OsFileSystem()
+_replacement: FileSystem | None = None
+
+
+def default_file_system() -> FileSystem:
+    """Return the file system for whoever is given none: the real one, unless replaced."""
+    return _replacement or _OS
+
+
+@contextmanager
+def replaced_file_system(fs: FileSystem) -> Iterator[FileSystem]:
+    """Let whatever is constructed in the block, and given no file system, write through `fs`.
+
+    For tests of durability: faults and power loss can be played to any machine that writes
+    through `dengine_sm.files`, without its author's doing. The replacement is seen by every
+    thread of the process. An object keeps the file system that it was constructed with.
+    """
+    global _replacement
+    before, _replacement = _replacement, fs
+    try:
+        yield fs
+    finally:
+        _replacement = before
+
+
 @contextmanager
 def storage_errors(path: Path, action: str, state: str) -> Iterator[None]:
     """Turn an OSError of the block into a StorageError about `path`.
@@ -160,6 +188,20 @@ def write_all(fs: FileSystem, fd: int, data: Buffer) -> None:
         written += step
 
 
+def sync_file(path: Path, fs: FileSystem | None = None) -> None:
+    """Make a file that others have written durable; a symbolic link is not followed.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    fs = fs or default_file_system()
+    fd = fs.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fs.fsync(fd)
+    finally:
+        fs.close(fd)
+
+
 def read_all(fs: FileSystem, fd: int) -> bytes:
     """Read a small file from its beginning to its end."""
     parts: list[bytes] = []
@@ -177,7 +219,7 @@ def sync_directory(path: Path, fs: FileSystem | None = None) -> None:
         StorageError: the disk refused; whether the entries are durable is unknown.
     """
     with storage_errors(path, "sync the directory", "its newest entries may not be durable"):
-        (fs or OsFileSystem()).sync_directory(path)
+        (fs or default_file_system()).sync_directory(path)
 
 
 def make_directories(path: Path, fs: FileSystem | None = None) -> None:
@@ -186,16 +228,27 @@ def make_directories(path: Path, fs: FileSystem | None = None) -> None:
     Raises:
         StorageError: the disk refused; some of them may exist.
     """
-    fs = fs or OsFileSystem()
+    fs = fs or default_file_system()
     with storage_errors(path, "make the directory", "nothing was written to it"):
         missing = []
         while not path.is_dir():
             missing.append(path)
             path = path.parent
+        _sync_entry(path, fs)
         for directory in reversed(missing):
             fs.mkdir(directory)
             # Without this a power failure could take the directory with all that is in it.
             fs.sync_directory(directory.parent)
+
+
+def _sync_entry(directory: Path, fs: FileSystem) -> None:
+    """Make the entry of a directory durable; a crash may have come just after `mkdir`."""
+    try:
+        fs.sync_directory(directory.parent)
+    except OSError as exc:
+        # What may not be read or synced is not where we made a directory.
+        if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL):
+            raise
 
 
 def names_in(directory: Path) -> set[str]:

@@ -19,7 +19,7 @@ from dengine_sm.errors import LogGapError, StorageError
 from dengine_sm.files.atomic import write_checked_file
 from dengine_sm.files.filesystem import (
     FileSystem,
-    OsFileSystem,
+    default_file_system,
     storage_errors,
     write_all,
 )
@@ -77,7 +77,7 @@ class FramedLog:
     ) -> None:
         self.directory = directory
         self._segment_bytes = segment_bytes
-        self._fs: FileSystem = fs or OsFileSystem()
+        self._fs: FileSystem = fs or default_file_system()
         # Taken in this order. The first guards the set of files and descriptors, and is
         # held through a sync; the second guards the end of the log, and is held briefly.
         self._files_lock = Lock()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from dengine_sm.errors import StorageLockedError
-from dengine_sm.files.filesystem import storage_errors
+from dengine_sm.files.filesystem import FileSystem, default_file_system, storage_errors
 
 
 class DirectoryLock:
@@ -17,8 +17,9 @@ class DirectoryLock:
     would let two processes lock two files of one name.
     """
 
-    def __init__(self, directory: Path, name: str = "LOCK") -> None:
+    def __init__(self, directory: Path, name: str = "LOCK", fs: FileSystem | None = None) -> None:
         self.path = directory / name
+        self._fs = fs or default_file_system()
         self._fd: int | None = None
 
     @property
@@ -37,11 +38,11 @@ class DirectoryLock:
         if self._fd is not None:
             return
         with storage_errors(self.path, "lock the directory", "it is not locked by this call"):
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = self._fs.open(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(fd)
             except BaseException:
-                os.close(fd)
+                self._fs.close(fd)
                 raise
         self._fd = fd
 
@@ -53,18 +54,18 @@ class DirectoryLock:
             try:
                 fcntl.flock(fd, fcntl.LOCK_UN)
             finally:
-                os.close(fd)
+                self._fs.close(fd)
 
     def _lock(self, fd: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            holder = self._fs.pread(fd, 32, 0).decode("ascii", "replace").strip()
             by = f"process {holder}" if holder.isdigit() else "another process"
             raise StorageLockedError(
                 f"directory '{self.path.parent}' is locked by {by} ('{self.path.name}'); "
                 "expected to be its only user; nothing was changed",
                 path=self.path.parent,
             ) from exc
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fs.truncate(fd, 0)
+        self._fs.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

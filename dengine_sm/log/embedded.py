@@ -34,6 +34,7 @@ from dengine_sm.files import (
     DirectoryLock,
     FramedLog,
     LogRecord,
+    default_file_system,
     make_directories,
     names_in,
     read_checked_file,
@@ -83,8 +84,11 @@ class EmbeddedLog:
     def __init__(self, directory: Path, options: EmbeddedLogOptions | None = None) -> None:
         self.directory = directory
         options = options or EmbeddedLogOptions()
-        self._lock = DirectoryLock(directory)
-        self._frames = FramedLog(directory / "entries", segment_bytes=options.segment_bytes)
+        self._fs = default_file_system()
+        self._lock = DirectoryLock(directory, fs=self._fs)
+        self._frames = FramedLog(
+            directory / "entries", segment_bytes=options.segment_bytes, fs=self._fs
+        )
         self._worker: ThreadPoolExecutor | None = None
         self._writer: asyncio.Task[None] | None = None
         self._waiting: list[_Append] = []
@@ -127,7 +131,7 @@ class EmbeddedLog:
     def _open_files(self) -> None:
         meta_path = self.directory / META
         self._refuse_foreign_directory(meta_path)
-        make_directories(self.directory)
+        make_directories(self.directory, self._fs)
         self._lock.acquire()
         term, base, ready = self._read_meta(meta_path)
         if not ready:
@@ -188,7 +192,7 @@ class EmbeddedLog:
     def _read_meta(self, path: Path) -> tuple[int, LogId, bool]:
         if not path.exists():
             return 0, LogId.ZERO, False
-        match decode_prefix(read_checked_file(path)):
+        match decode_prefix(read_checked_file(path, self._fs)):
             case [name, version, int(term), [int(base_term), int(base_index)], ready] if (
                 name == FORMAT and version == VERSION
             ):
@@ -203,7 +207,7 @@ class EmbeddedLog:
 
     def _write_meta(self, term: int, base: LogId, *, ready: bool) -> None:
         fields = [FORMAT, VERSION, term, [base.term, base.index], int(ready)]
-        write_checked_file(self.directory / META, encode(fields))
+        write_checked_file(self.directory / META, encode(fields), self._fs)
 
     async def close(self) -> None:
         """Finish appends under way, end followers, release everything; idempotent."""

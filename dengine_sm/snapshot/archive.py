@@ -28,7 +28,13 @@ import zstandard
 
 from dengine_sm.codec import decode, encode, pack_snapshot_metadata, unpack_snapshot_metadata
 from dengine_sm.errors import SnapshotError, SnapshotFormatError
-from dengine_sm.files.filesystem import storage_errors, sync_directory
+from dengine_sm.files.filesystem import (
+    FileSystem,
+    default_file_system,
+    storage_errors,
+    sync_directory,
+)
+from dengine_sm.files.new_file import NewFile
 from dengine_sm.model import SnapshotMetadata
 from dengine_sm.snapshot._disk import (
     BLOCK_BYTES,
@@ -66,7 +72,9 @@ class ArchiveHeader:
     """Size of all files together, unpacked."""
 
 
-def pack_archive(directory: Path, target: Path, metadata: SnapshotMetadata) -> ArchiveHeader:
+def pack_archive(
+    directory: Path, target: Path, metadata: SnapshotMetadata, fs: FileSystem | None = None
+) -> ArchiveHeader:
     """Pack a snapshot directory into one file, whole and durable or not at all.
 
     An archive that is there already is replaced in one step.
@@ -78,19 +86,19 @@ def pack_archive(directory: Path, target: Path, metadata: SnapshotMetadata) -> A
         SnapshotError: the directory is not flat.
         StorageError: the disk refused; `target` is as before.
     """
+    fs = fs or default_file_system()
     aside = target.with_name(TEMPORARY_PREFIX + secrets.token_hex(8))
     with storage_errors(target, "pack the snapshot", "no archive was published"):
         try:
-            with aside.open("xb", buffering=BLOCK_BYTES) as stream:
-                header = _write_archive(directory, stream, metadata)
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(target)
+            with NewFile(aside, fs) as file:
+                header = _write_archive(directory, file, metadata)
+                file.sync()
+            fs.replace(aside, target)
         except BaseException:
             with suppress(OSError):
-                aside.unlink()
+                fs.unlink(aside)
             raise
-    sync_directory(target.parent)
+    sync_directory(target.parent, fs)
     return header
 
 
@@ -118,7 +126,7 @@ def verify_archive(path: Path) -> ArchiveHeader:
         return _verify(path, stream)
 
 
-def unpack_archive(path: Path, directory: Path) -> SnapshotMetadata:
+def unpack_archive(path: Path, directory: Path, fs: FileSystem | None = None) -> SnapshotMetadata:
     """Unpack an archive; everything is verified before the first file is written.
 
     What is unpacked is not synced: the directory is for reading now.
@@ -126,6 +134,7 @@ def unpack_archive(path: Path, directory: Path) -> SnapshotMetadata:
     Args:
         path: the archive.
         directory: does not exist yet; its parent does.
+        fs: the file system to write through.
 
     Raises:
         SnapshotCorruptionError: damaged, or holds what no snapshot holds.
@@ -135,10 +144,11 @@ def unpack_archive(path: Path, directory: Path) -> SnapshotMetadata:
 
     Whatever is raised, nothing of the archive is left.
     """
+    fs = fs or default_file_system()
     with _reading(path) as stream:
         header = _verify(path, stream)
         try:
-            directory.mkdir()
+            fs.mkdir(directory)
         except FileExistsError:
             raise SnapshotError(
                 f"'{directory}' exists; expected a new directory to unpack '{path}' into; "
@@ -147,9 +157,9 @@ def unpack_archive(path: Path, directory: Path) -> SnapshotMetadata:
             ) from None
         try:
             stream.seek(HEADER_BYTES)
-            _extract(path, stream, header, directory)
+            _extract(path, stream, header, directory, fs)
         except BaseException:
-            _remove(directory)
+            _remove(directory, fs)
             raise
     return header.metadata
 
@@ -157,13 +167,13 @@ def unpack_archive(path: Path, directory: Path) -> SnapshotMetadata:
 class _HashingWriter:
     """Passes bytes on to a file, and counts and hashes them."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
         self.digest = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes) -> int:
-        self._stream.write(data)
+        self._file.write(data)
         self.digest.update(data)
         self.size += len(data)
         return len(data)
@@ -188,10 +198,10 @@ class _HostileMember(Exception):  # noqa: N818 - never leaves this module
     """Not an OSError or TarError: tarfile must let it through."""
 
 
-def _write_archive(directory: Path, stream: IO[bytes], metadata: SnapshotMetadata) -> ArchiveHeader:
+def _write_archive(directory: Path, file: NewFile, metadata: SnapshotMetadata) -> ArchiveHeader:
     names = list_flat(directory)
-    stream.write(bytes(HEADER_BYTES))
-    writer = _HashingWriter(stream)
+    file.write(bytes(HEADER_BYTES))
+    writer = _HashingWriter(file)
     content_bytes = 0
     with (
         zstandard.ZstdCompressor(level=_LEVEL).stream_writer(writer, closefd=False) as body,  # type: ignore[arg-type] # it calls write only
@@ -206,8 +216,7 @@ def _write_archive(directory: Path, stream: IO[bytes], metadata: SnapshotMetadat
         for name in names:
             content_bytes += _add(tar, directory / name)
     header = ArchiveHeader(metadata, writer.size, writer.digest.digest(), len(names), content_bytes)
-    stream.seek(0)
-    stream.write(_pack_header(header))
+    file.overwrite(_pack_header(header), 0)
     return header
 
 
@@ -305,7 +314,9 @@ def _verify(path: Path, stream: IO[bytes]) -> ArchiveHeader:
     return header
 
 
-def _extract(path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Path) -> None:
+def _extract(
+    path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Path, fs: FileSystem
+) -> None:
     count = content_bytes = 0
     try:
         with (
@@ -325,7 +336,7 @@ def _extract(path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Pa
                 content_bytes += member.size
                 if count > header.file_count or content_bytes > header.content_bytes:
                     raise _HostileMember(f"{member.name!r} is more than its header says")
-                _extract_member(tar, member, directory)
+                _extract_member(tar, member, directory, fs)
     except (_HostileMember, *_UNREADABLE) as exc:
         raise damaged(path, f"holds what no snapshot holds ({exc})") from exc
     if (count, content_bytes) != (header.file_count, header.content_bytes):
@@ -338,22 +349,24 @@ def _extract(path: Path, stream: IO[bytes], header: ArchiveHeader, directory: Pa
         )
 
 
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path) -> None:
+def _extract_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, fs: FileSystem
+) -> None:
     if not member.isreg() or not is_plain_name(member.name):
         raise _HostileMember(f"{member.name!r} is not a regular file with a plain name")
     source = tar.extractfile(member)
     if source is None:
         raise _HostileMember(f"{member.name!r} has no content")
     try:
-        target = (directory / member.name).open("xb")
+        target = NewFile(directory / member.name, fs)
     except FileExistsError:
         raise _HostileMember(f"{member.name!r} is there twice") from None
     with source, target:
         shutil.copyfileobj(source, target, BLOCK_BYTES)
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, fs: FileSystem) -> None:
     with suppress(OSError):
         for path in directory.iterdir():
-            path.unlink()
+            fs.unlink(path)
         directory.rmdir()

@@ -22,7 +22,14 @@ import attrs
 
 from dengine_sm.codec import decode, encode, pack_log_id, unpack_log_id
 from dengine_sm.errors import SnapshotError, SnapshotFormatError
-from dengine_sm.files.filesystem import storage_errors, sync_directory
+from dengine_sm.files.filesystem import (
+    FileSystem,
+    default_file_system,
+    storage_errors,
+    sync_directory,
+    sync_file,
+)
+from dengine_sm.files.new_file import NewFile
 from dengine_sm.model import LogId, SnapshotMetadata
 from dengine_sm.snapshot._disk import (
     damaged,
@@ -69,6 +76,7 @@ def seal_snapshot(
     format: str,
     last_included: LogId,
     properties: Iterable[tuple[str, PropertyValue]] = (),
+    fs: FileSystem | None = None,
 ) -> bytes:
     """Write the manifest of a flat directory and make everything in it durable.
 
@@ -77,6 +85,7 @@ def seal_snapshot(
         format: names the layout of the directory, such as `kv-portable/1`.
         last_included: the entry the snapshot ends with.
         properties: kept in the manifest, in this order.
+        fs: the file system to write through.
 
     Returns:
         The checksum for `SnapshotMetadata`: 32 bytes that cover every file.
@@ -85,6 +94,7 @@ def seal_snapshot(
         SnapshotError: not flat, or sealed already; nothing was written.
         StorageError: the disk refused; the directory is to be removed.
     """
+    fs = fs or default_file_system()
     with storage_errors(directory, "seal the snapshot", "the directory is not a snapshot yet"):
         names = list_flat(directory)
         if MANIFEST_NAME in names:
@@ -93,14 +103,13 @@ def seal_snapshot(
                 f"nothing was written",
                 path=directory,
             )
-        files = tuple(_seal_file(directory / name) for name in names)
+        files = tuple(_seal_file(directory / name, fs) for name in names)
         manifest = Manifest(format, last_included, files, tuple(properties))
         content = encode(_pack(manifest))
-        with (directory / MANIFEST_NAME).open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    sync_directory(directory)
+        with NewFile(directory / MANIFEST_NAME, fs) as file:
+            file.write(content)
+            file.sync()
+    sync_directory(directory, fs)
     return hashlib.sha256(content).digest()
 
 
@@ -151,10 +160,10 @@ def verify_snapshot(
     return manifest
 
 
-def _seal_file(path: Path) -> FileDigest:
+def _seal_file(path: Path, fs: FileSystem) -> FileDigest:
     with open_regular(path) as stream:
         size, sha256 = hash_stream(stream)
-        os.fsync(stream.fileno())
+    sync_file(path, fs)
     return FileDigest(path.name, size, sha256)
 
 

@@ -26,7 +26,8 @@ import attrs
 
 from dengine_sm.codec import decode_sequence, encode, pack_log_id, unpack_log_id
 from dengine_sm.errors import SnapshotError
-from dengine_sm.files.filesystem import storage_errors
+from dengine_sm.files.filesystem import FileSystem, default_file_system, storage_errors
+from dengine_sm.files.new_file import NewFile
 from dengine_sm.model import LogId
 from dengine_sm.snapshot._disk import BLOCK_BYTES, damaged, open_regular
 from dengine_sm.snapshot.manifest import MANIFEST_NAME, read_manifest, seal_snapshot
@@ -81,6 +82,7 @@ def write_portable(
     entries: Iterable[Row],
     should_stop: Callable[[], bool] = never,
     on_progress: Callable[[int], None] | None = None,
+    fs: FileSystem | None = None,
 ) -> bytes:
     """Write a portable snapshot and seal it.
 
@@ -91,6 +93,7 @@ def write_portable(
         entries: `(key, value, deadline_ms or None)`, rising strictly by key bytes.
         should_stop: asked between blocks, from the calling thread.
         on_progress: told after each block how many entries are written so far.
+        fs: the file system to write through.
 
     Returns:
         The checksum for `SnapshotMetadata`, 32 bytes.
@@ -103,10 +106,11 @@ def write_portable(
 
     Whatever is raised, by `entries` too, what was written is removed again.
     """
+    fs = fs or default_file_system()
     with storage_errors(directory, "write the snapshot", "what was written is removed"):
-        created = _prepare(directory)
+        created = _prepare(directory, fs)
         try:
-            with (directory / ENTRIES_NAME).open("xb", buffering=BLOCK_BYTES) as stream:
+            with NewFile(directory / ENTRIES_NAME, fs) as stream:
                 header = [_MAGIC, _VERSION, pack_log_id(last_included), clock_ms]
                 stream.write(encode(header))
                 total = 0
@@ -118,9 +122,11 @@ def write_portable(
                         on_progress(total)
                 stream.write(encode([total]))
             _stop_if(should_stop, directory)
-            return seal_snapshot(directory, format=PORTABLE_FORMAT, last_included=last_included)
+            return seal_snapshot(
+                directory, format=PORTABLE_FORMAT, last_included=last_included, fs=fs
+            )
         except BaseException:
-            _remove(directory, created)
+            _remove(directory, created, fs)
             raise
 
 
@@ -148,10 +154,10 @@ def read_portable(directory: Path) -> PortableSnapshot:
     return PortableSnapshot(last_included, clock_ms, _read_blocks(path))
 
 
-def _prepare(directory: Path) -> bool:
+def _prepare(directory: Path, fs: FileSystem) -> bool:
     """Make sure that the directory exists and is empty; tell whether it was created."""
     try:
-        directory.mkdir()
+        fs.mkdir(directory)
     except FileExistsError:
         if any(directory.iterdir()):
             raise SnapshotError(
@@ -162,10 +168,10 @@ def _prepare(directory: Path) -> bool:
     return True
 
 
-def _remove(directory: Path, created: bool) -> None:
+def _remove(directory: Path, created: bool, fs: FileSystem) -> None:
     for name in (ENTRIES_NAME, MANIFEST_NAME):
         with suppress(OSError):
-            (directory / name).unlink()
+            fs.unlink(directory / name)
     if created:
         with suppress(OSError):
             directory.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import os
 import re
 import secrets
 import shutil
@@ -15,9 +14,17 @@ from pathlib import Path
 import attrs
 
 from dengine_sm.errors import SnapshotCorruptionError, SnapshotError, SnapshotFormatError
-from dengine_sm.files.filesystem import storage_errors, sync_directory
+from dengine_sm.files.filesystem import (
+    FileSystem,
+    default_file_system,
+    make_directories,
+    storage_errors,
+    sync_directory,
+    sync_file,
+)
+from dengine_sm.files.new_file import NewFile
 from dengine_sm.model import LogId, SnapshotMetadata
-from dengine_sm.snapshot._disk import TEMPORARY_PREFIX, open_regular
+from dengine_sm.snapshot._disk import BLOCK_BYTES, TEMPORARY_PREFIX, open_regular
 from dengine_sm.snapshot.archive import (
     HEADER_BYTES,
     ArchiveHeader,
@@ -47,13 +54,17 @@ class SnapshotStore:
     store at a time works on a directory; files of other names are left alone.
     """
 
-    def __init__(self, directory: Path, retain_count: int = 2) -> None:
+    def __init__(
+        self, directory: Path, retain_count: int = 2, fs: FileSystem | None = None
+    ) -> None:
         """Remember where; nothing is touched before `open`.
 
         Args:
             directory: created by `open` if absent; its parent may be absent too.
             retain_count: how many snapshots `cleanup` keeps, from 1.
+            fs: the file system to write through.
         """
+        self._fs = fs or default_file_system()
         self._directory = directory
         self._retain_count = _checked_count(retain_count)
 
@@ -68,9 +79,9 @@ class SnapshotStore:
         Raises:
             StorageError: the disk refused.
         """
-        with storage_errors(self._directory, "open the snapshot store", "it is not open"):
-            self._directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(self._directory.parent)
+        make_directories(self._directory, self._fs)
+        # A crash may have come between the last archive and the sync of its entry.
+        sync_directory(self._directory, self._fs)
         self.reap_temporary()
 
     def publish(self, source_directory: Path, metadata: SnapshotMetadata) -> PublishedSnapshot:
@@ -83,7 +94,7 @@ class SnapshotStore:
             StorageError: the disk refused.
         """
         path = self._path_of(metadata.last_included)
-        return _published(path, pack_archive(source_directory, path, metadata))
+        return _published(path, pack_archive(source_directory, path, metadata, self._fs))
 
     def adopt(self, archive: Path) -> PublishedSnapshot:
         """Verify an archive and move it in, durably.
@@ -96,15 +107,14 @@ class SnapshotStore:
         header = verify_archive(archive)
         path = self._path_of(header.metadata.last_included)
         with storage_errors(archive, "move the archive into the store", "it was not adopted"):
-            with open_regular(archive) as stream:
-                os.fsync(stream.fileno())
+            sync_file(archive, self._fs)
             try:
-                archive.replace(path)
+                self._fs.replace(archive, path)
             except OSError as exc:
                 if exc.errno != errno.EXDEV:
                     raise
                 self._copy_in(archive, path)
-        sync_directory(self._directory)
+        sync_directory(self._directory, self._fs)
         return _published(path, header)
 
     def list(self) -> builtins.list[PublishedSnapshot]:
@@ -141,7 +151,7 @@ class SnapshotStore:
         """
         directory = self.temporary_directory()
         try:
-            observed = unpack_archive(published.path, directory)
+            observed = unpack_archive(published.path, directory, self._fs)
             if observed != published.metadata:
                 raise SnapshotError(
                     f"archive '{published.path}' was replaced: it holds {observed!r}, "
@@ -176,10 +186,13 @@ class SnapshotStore:
             snapshots.pop()
         removed = [published.path for published in snapshots[:-retain]]
         for path in removed:
-            with storage_errors(path, "remove the snapshot", "it is still there"):
-                path.unlink(missing_ok=True)
+            with (
+                storage_errors(path, "remove the snapshot", "it is still there"),
+                suppress(FileNotFoundError),
+            ):
+                self._fs.unlink(path)
         if removed:
-            sync_directory(self._directory)
+            sync_directory(self._directory, self._fs)
         return removed
 
     def reap_temporary(self) -> None:
@@ -193,7 +206,7 @@ class SnapshotStore:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
-                    path.unlink(missing_ok=True)
+                    self._fs.unlink(path)
 
     def _scan(self) -> tuple[builtins.list[PublishedSnapshot], builtins.list[Path]]:
         """Return sound and damaged archives."""
@@ -221,16 +234,16 @@ class SnapshotStore:
         """Move an archive in from another file system."""
         aside = self.temporary_directory()
         try:
-            shutil.copyfile(archive, aside, follow_symlinks=False)
+            with open_regular(archive) as source, NewFile(aside, self._fs) as target:
+                shutil.copyfileobj(source, target, BLOCK_BYTES)
+                target.sync()
             verify_archive(aside)
-            with open_regular(aside) as stream:
-                os.fsync(stream.fileno())
-            aside.replace(path)
+            self._fs.replace(aside, path)
         except BaseException:
             with suppress(OSError):
-                aside.unlink()
+                self._fs.unlink(aside)
             raise
-        archive.unlink()
+        self._fs.unlink(archive)
 
 
 def _published(path: Path, header: ArchiveHeader) -> PublishedSnapshot:
