@@ -17,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.several import call_several
+from dengine_sm.conformance.shorten import Act
 from dengine_sm.conformance.steps import Step, steps
 from dengine_sm.conformance.survivors import Place, Survivors
 from dengine_sm.conformance.trial import Trial
@@ -45,9 +46,9 @@ class World:
         """How often each thing was done, for the report."""
         self._even_choice: SearchStrategy[Any] | None = None
         self.violation: Violation | None = None
-        """What the last failing history found."""
-        self.lines: tuple[str, ...] = ()
-        """Its calls."""
+        """What the shortest failing history found; its calls are `Violation.history`."""
+        self.acts: list[Act] = []
+        """That history."""
 
     def even_choice(self, rules: Sequence[Any]) -> SearchStrategy[Any]:
         """Return a strategy for a rule and its arguments, all rules alike."""
@@ -58,10 +59,16 @@ class World:
             )
         return self._even_choice
 
-    def end(self, exc: BaseException | None, lines: Sequence[str]) -> None:
-        """Keep what a history found."""
+    def end(self, exc: BaseException | None, acts: Sequence[Act]) -> None:
+        """Keep what a history found, if no shorter one has found anything."""
         if isinstance(exc, Violation):
-            self.violation, self.lines = exc, tuple(lines)
+            exc.history = tuple(map(repr, acts))
+            if self.violation is None or _size(exc) <= _size(self.violation):
+                self.violation, self.acts = exc, list(acts)
+
+
+def _size(violation: Violation) -> tuple[int, int]:
+    return len(violation.history), sum(map(len, violation.history))
 
 
 @attrs.frozen
@@ -84,9 +91,7 @@ def act(*, first: bool = False, **arguments: SearchStrategy[Any]) -> Callable[[_
         @functools.wraps(function)
         def wrapped(history: MachineUnderTest, **drawn: Any) -> None:
             if not history.is_dry:
-                shown = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
-                history.lines.append(f"{function.__name__}({shown})")
-                function(history, **drawn)
+                history.play(Act(function, drawn))
 
         make_rule: Any = initialize if first else rule
         return cast(_Act, make_rule(**arguments)(wrapped))
@@ -109,7 +114,7 @@ class MachineUnderTest(RuleBasedStateMachine):
             # Hypothesis leaves some rules out of every history, often nearly all of them.
             self._rules_strategy = world.even_choice(self.rules)  # type: ignore[assignment]  # drawn alike
         self.is_dry = is_dry
-        self.lines: list[str] = []
+        self.acts: list[Act] = []
         self.trial = world.trial
         self.directory = world.trial.directory()
         durability = world.trial.subject.durability
@@ -124,12 +129,20 @@ class MachineUnderTest(RuleBasedStateMachine):
             self.call("LIFE-1", "start")
 
     def teardown(self) -> None:
+        """Tell what was found; called by hypothesis, also when a rule raises."""
+        if not self.is_dry:
+            self.close(sys.exc_info()[1])
+
+    def close(self, exc: BaseException | None) -> None:
         """Leave nothing running."""
-        if self.is_dry:
-            return
-        self.world.end(sys.exc_info()[1], self.lines)
+        self.world.end(exc, self.acts)
         self.machine.kill()
         self.trial.stop_all()
+
+    def play(self, act: Act) -> None:
+        """Carry out an act."""
+        self.acts.append(act)
+        act.function(self, **act.arguments)
 
     # The log
 

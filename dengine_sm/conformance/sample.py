@@ -24,6 +24,7 @@ _CHUNK = 5
 _MARKER_BYTES = 512
 """Damage so near to a file's beginning may make it look like another backend's."""
 _LOOKS = 50
+_LOOK_AGAIN_EVERY = 5
 
 
 @attrs.frozen
@@ -36,6 +37,8 @@ class Wound:
     first: int
     """Offset of the first byte concerned."""
     text: str
+    is_tail: bool = False
+    """Whether all that follows is concerned as well, up to the file's end."""
 
     @property
     def hits_marker(self) -> bool:
@@ -51,17 +54,20 @@ class Sample:
     nursery: Nursery
     oracle: Oracle
     directory: Path
+    earlier: Image
+    """As it was before the last flush, and before what that made durable."""
     before: Image
     """As it was before the last write, everything flushed."""
     after: Image
     """As the kill left it."""
+    first: int
+    """Applied index of `earlier`."""
     floor: int
     """Applied index of `before`."""
     whole: int
     """Applied index that the undamaged image recovers to."""
     metadata: SnapshotMetadata | None
     """Of the snapshot that was installed on the way."""
-    essential: dict[str, bool] = attrs.field(factory=dict)
     refused: int = 0
     right: int = 0
 
@@ -80,14 +86,18 @@ class Sample:
         if wound.file not in self.changed:
             return {self.whole}
         size = self.old_size(wound.file)
-        is_in_last_write = size is None or (wound.content is not None and wound.first >= size)
-        return {self.whole, self.floor} if is_in_last_write else {self.whole}
+        if size is None or (wound.content is not None and wound.first >= size):
+            return {self.whole, self.floor}
+        flushed = self.earlier.files.get(wound.file, b"")
+        if wound.is_tail and wound.first >= len(flushed):
+            # Nothing is left to tell that this was not the last write.
+            return {self.whole, self.first}
+        return {self.whole}
 
     def examine(self, wound: Wound, *, may_refuse: bool = True, goes_on: bool = False) -> bool:
         """Start on a damaged image; tell whether the machine recovered."""
         __tracebackhide__ = True
-        image = self.after.with_file(wound.file, wound.content)
-        image.restore(self.directory)
+        self.after.with_file(wound.file, wound.content).restore(self.directory)
         history = [f"{wound.text} of {wound.file!r}", "start()"]
         try:
             with self._process() as machine:
@@ -99,8 +109,8 @@ class Sample:
             if not may_refuse:
                 self._violated("a recovery to the end of a chunk", exc, history)
             self._check_refusal(wound, exc, history)
-            if len(history) == 3 and self.refused % 4 == 0:
-                self._check_unchanged(image, wound, history)
+            if self.refused % _LOOK_AGAIN_EVERY == 0:
+                self._check_nothing_lost(wound, history)
             self.refused += 1
             return False
         self.right += 1
@@ -108,7 +118,7 @@ class Sample:
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[RemoteMachine]:
-        machine = self.nursery.spawn(self.directory)
+        machine = self.nursery.spawn(self.directory, ("skip_syncs",))
         try:
             yield machine
         finally:
@@ -121,9 +131,8 @@ class Sample:
         indices = " or ".join(map(str, sorted(allowed)))
         expected = f"{instead}the state at index {indices}"
         try:
-            if len(history) == 2:
+            if not machine.is_running():
                 machine.start()
-                history.append("-> returned")
             index = machine.last_applied().index
             if index not in allowed:
                 self._violated(expected, f"last_applied() is at index {index}", history)
@@ -157,7 +166,6 @@ class Sample:
         machine.flush()
         machine.kill()
         with self._process() as again:
-            again.start()
             self._check_state(again, {last}, history)
 
     def _check_refusal(self, wound: Wound, exc: StorageError, history: list[str]) -> None:
@@ -175,29 +183,21 @@ class Sample:
                 history,
             )
 
-    def _check_unchanged(self, image: Image, wound: Wound, history: list[str]) -> None:
-        """Check that the refusal has changed nothing, for a person who may repair it."""
+    def _check_nothing_lost(self, wound: Wound, history: list[str]) -> None:
+        """Start again, and once more with the file put back: a refusal destroys nothing."""
         __tracebackhide__ = True
-        left = Image.of(self.directory)
-        changed = [name for name in left.differing(image) if name in image.files]
-        changed = [name for name in changed if self._is_essential(name)]
-        if changed:
-            what = "changed" if set(changed) <= left.files.keys() else "changed or removed"
-            self._violated(
-                f"an unchanged directory after the refusal of {wound.file!r}",
-                f"{what}: {', '.join(changed)}",
-                history,
-            )
-
-    def _is_essential(self, name: str) -> bool:
-        """Tell whether a file holds anything of the state: not a lock, not a diary."""
-        if name not in self.essential:
-            self.after.with_file(name, None).restore(self.directory)
-            self.essential[name] = True
-            with contextlib.suppress(Violation, StorageError), self._process() as machine:
-                self._check_state(machine, {self.whole}, ["", ""])
-                self.essential[name] = False
-        return self.essential[name]
+        history = [*history, "start()"]
+        with contextlib.suppress(StorageError), self._process() as machine:
+            self._check_state(machine, self.allowed(wound), history, "CorruptionError again, or ")
+        history += [f"{wound.file!r} is put back", "start()"]
+        path = self.directory / wound.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.after.files[wound.file])
+        try:
+            with self._process() as machine:
+                self._check_state(machine, {self.whole, self.floor}, history)
+        except StorageError as exc:
+            self._violated("the right state: a refusal changes nothing", exc, history)
 
     def _violated(self, expected: str, observed: object, history: list[str]) -> NoReturn:
         __tracebackhide__ = True
@@ -222,16 +222,20 @@ def killed_machine(trial: Trial, salt: int) -> Iterator[Sample]:
         machine.start()
         applied = _apply(machine, oracle, rng, 0, 20)
         metadata = _install_own_snapshot(machine, oracle.id_at(applied), trial)
-        applied = _apply(machine, oracle, rng, applied, 40)
+        applied = _apply(machine, oracle, rng, applied, 36)
+        machine.flush()
+        earlier, first = _image_of_idle(directory), applied
+        applied = _apply_chunk(machine, oracle, applied, applied + rng.randint(1, 3))
         machine.flush()
         before = _image_of_idle(directory)
         last = applied + rng.randint(2, _CHUNK)
-        machine.apply_chunk(oracle.entries(applied + 1, last))
+        _apply_chunk(machine, oracle, applied, last)
         if _image_of_idle(directory) == before:
             machine.flush()
         machine.kill()
-        after = Image.of(directory)
-        sample = Sample(trial, nursery, oracle, directory, before, after, applied, last, metadata)
+        images = earlier, before, Image.of(directory)
+        indices = first, applied, last
+        sample = Sample(trial, nursery, oracle, directory, *images, *indices, metadata)
         _find_whole(sample, last)
         yield sample
         trial.evidence |= {"refused": sample.refused, "right": sample.right}
@@ -241,12 +245,15 @@ def _apply(
     machine: RemoteMachine, oracle: Oracle, rng: random.Random, applied: int, end: int
 ) -> int:
     while applied < end:
-        last = min(applied + rng.randint(1, _CHUNK), end)
-        machine.apply_chunk(oracle.entries(applied + 1, last))
-        applied = last
+        applied = _apply_chunk(machine, oracle, applied, min(applied + rng.randint(1, _CHUNK), end))
         if rng.random() < 0.3:
             machine.flush()
     return applied
+
+
+def _apply_chunk(machine: RemoteMachine, oracle: Oracle, applied: int, last: int) -> int:
+    machine.apply_chunk(oracle.entries(applied + 1, last))
+    return last
 
 
 def _install_own_snapshot(
@@ -276,7 +283,5 @@ def _find_whole(sample: Sample, last: int) -> None:
     """Start on the undamaged image: what a kill alone leaves."""
     __tracebackhide__ = True
     with sample._process() as machine:
-        machine.start()
+        sample._check_state(machine, {sample.floor, last}, ["SIGKILL", "start()"])
         sample.whole = machine.last_applied().index
-        history = ["SIGKILL", "start()", "-> returned"]
-        sample._check_state(machine, {sample.floor, last}, history)

@@ -11,6 +11,7 @@ import broken_example
 import broken_life
 import broken_locks
 import broken_place
+import broken_reset
 import broken_snapshot
 import broken_snapshot_after
 import broken_snapshot_install
@@ -20,6 +21,7 @@ from broken_base import Broken, broken_in
 BROKEN: tuple[Broken, ...] = tuple(
     broken
     for module in (
+        broken_reset,
         broken_place,
         broken_locks,
         broken_life,

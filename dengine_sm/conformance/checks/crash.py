@@ -299,10 +299,10 @@ def _is_stopped(stat: Path) -> bool:
 
 CHECKS = (
     Check("CRASH-2", keeps_a_flushed_state_when_killed, Profile.QUICK, also=("CRASH-1",)),
-    Check("CRASH-1", recovers_the_state_of_the_applied_id_it_finds),
+    Check("CRASH-1", recovers_the_state_of_the_applied_id_it_finds, Profile.QUICK),
     Check("CRASH-1", copies_of_the_directory_of_a_stopped_process_recover),
     Check("CRASH-2", keeps_what_was_promised_durable),
-    Check("CRASH-3", recovers_to_the_end_of_a_chunk),
-    Check("CRASH-4", recovers_to_the_same_state_when_killed_while_recovering),
-    Check("CRASH-7", reaches_the_same_state_by_replaying_the_log),
+    Check("CRASH-3", recovers_to_the_end_of_a_chunk, Profile.QUICK),
+    Check("CRASH-4", recovers_to_the_same_state_when_killed_while_recovering, Profile.QUICK),
+    Check("CRASH-7", reaches_the_same_state_by_replaying_the_log, Profile.QUICK),
 )

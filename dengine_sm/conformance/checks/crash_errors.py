@@ -24,6 +24,7 @@ from dengine_sm.conformance.crash_runs import go_on, new_workspace, nursery_of, 
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine, StepReport
 from dengine_sm.conformance.processes.strace import SYNC_CALLS, Strace, require_strace
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, expect_true, violates
 from dengine_sm.model import Durability
@@ -253,7 +254,7 @@ def _read_only(directory: Path) -> Iterator[None]:
 
 
 CHECKS = (
-    Check(CLAUSE, full_disk_is_reported_and_a_restart_is_right),
+    Check(CLAUSE, full_disk_is_reported_and_a_restart_is_right, Profile.QUICK),
     Check(CLAUSE, failed_sync_is_never_taken_for_a_success),
     Check(CLAUSE, read_only_directory_is_refused),
 )

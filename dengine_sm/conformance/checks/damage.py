@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.sample import CLAUSE, Sample, Wound, killed_machine
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, NotBoundError
@@ -31,7 +32,7 @@ def a_torn_last_write_recovers(trial: Trial) -> None:
             )
         # With several files nobody knows from outside which of them was written last.
         is_alone = len(sample.changed) == 1
-        chosen = _sampled(cuts, trial, trial.effort.points)
+        chosen = _sampled(cuts, trial, trial.effort.points // 2)
         for number, wound in enumerate(chosen):
             sample.examine(wound, may_refuse=not is_alone, goes_on=number % _GO_ON_EVERY == 0)
             trial.on_progress(number + 1, len(chosen))
@@ -73,7 +74,7 @@ def _whole_files(sample: Sample) -> Iterator[Wound]:
 def _places(sample: Sample) -> Iterator[Wound]:
     """Yield damage at offsets: one bit at each, and by turns other kinds."""
     rng = random.Random(sample.trial.seed)  # noqa: S311 - no secret
-    points = sample.trial.effort.points
+    points = sample.trial.effort.points // 2
     for number, (name, at) in enumerate(_offsets(sample, rng, points)):
         content = sample.after.files[name]
         kinds = list(_at(name, content, at, rng.randrange(8)))
@@ -85,13 +86,14 @@ def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[Wound]:
     flipped = bytearray(content)
     flipped[at] ^= 1 << bit
     yield Wound(name, bytes(flipped), at, f"a flipped bit at offset {at}")
-    yield Wound(name, content[:at], at, f"a cut at offset {at}")
+    yield Wound(name, content[:at], at, f"a cut at offset {at}", is_tail=True)
     page = at // _PAGE_BYTES * _PAGE_BYTES
     for first, end in ((at, at + _RUN_BYTES), (page, page + _PAGE_BYTES), (at, len(content))):
         part = content[first:end]
         if any(part):
             zeroed = content[:first] + bytes(len(part)) + content[first + len(part) :]
-            yield Wound(name, zeroed, first, f"zeros in place of {first}..{first + len(part) - 1}")
+            text = f"zeros in place of {first}..{first + len(part) - 1}"
+            yield Wound(name, zeroed, first, text, is_tail=end >= len(content))
 
 
 def _offsets(sample: Sample, rng: random.Random, count: int) -> list[tuple[str, int]]:
@@ -120,7 +122,7 @@ def _sampled(wounds: Sequence[Wound], trial: Trial, count: int) -> list[Wound]:
 
 
 CHECKS = (
-    Check(CLAUSE, a_torn_last_write_recovers),
+    Check(CLAUSE, a_torn_last_write_recovers, Profile.QUICK),
     Check(CLAUSE, damage_is_refused_or_without_effect),
     Check(CLAUSE, a_missing_file_is_noticed),
 )

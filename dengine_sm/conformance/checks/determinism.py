@@ -14,6 +14,7 @@ from dengine_sm.conformance.checks.apply import SIZES, commands_of, short_or_lon
 from dengine_sm.conformance.follower import Follower, chunk_ends
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import expect_equal, violates
 from dengine_sm.conformance.workload import FIRST_TIMESTAMP_MS
@@ -281,8 +282,8 @@ def time_never_goes_back(trial: Trial) -> None:
 
 
 CHECKS = (
-    Check("DET-1", replicas_agree, also=("SNAP-11",)),
+    Check("DET-1", replicas_agree, Profile.QUICK, also=("SNAP-11",)),
     Check("DET-2", time_never_goes_back),
-    Check("DET-2", applying_looks_at_the_log_alone),
+    Check("DET-2", applying_looks_at_the_log_alone, Profile.QUICK),
     Check("DET-2", installing_looks_at_the_snapshot_alone),
 )

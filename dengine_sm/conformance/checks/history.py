@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.control import current_build_context
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -19,10 +18,12 @@ from dengine_sm.conformance.history_rules import History
 from dengine_sm.conformance.processes.local import LocalMachine
 from dengine_sm.conformance.processes.remote import Nursery
 from dengine_sm.conformance.profile import Profile
+from dengine_sm.conformance.shorten import Act, Budget, OutOfTriesError, shorten
 from dengine_sm.conformance.trial import Check, Trial
+from dengine_sm.conformance.violation import Violation
 
-SHRINK_RUNS = 400
-SHRINK_S = 8.0
+SHORTER_TRIES = 300
+SHORTER_S = 6.0
 """What making a failing history shorter may cost; then the shortest so far is shown."""
 
 MAY_FIND = (
@@ -50,7 +51,7 @@ def history_without_kills_agrees_with_the_model(trial: Trial) -> None:
 
 
 def _run(trial: Trial, kind: type[History], spawn: Callable[[Path], Any]) -> None:
-    """Run histories of a kind; the failure is the shortest one found, with its calls.
+    """Run histories of a kind; raises what the shortest failing one has found.
 
     Each has a run of hypothesis to itself: within one run most examples are mutations of a
     few. A run begins with the simplest example, which is drawn and not carried out.
@@ -64,7 +65,7 @@ def _run(trial: Trial, kind: type[History], spawn: Callable[[Path], Any]) -> Non
         database=None,
         print_blob=False,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
     # Few and long: what takes several things in a row is then met more often.
@@ -75,14 +76,18 @@ def _run(trial: Trial, kind: type[History], spawn: Callable[[Path], Any]) -> Non
             histories = _Histories(world, kind, is_even=number % 3 > 0)
             hypothesis.seed(trial.seed * 100_003 + number)(histories)
             run_state_machine_as_test(histories, settings=configured)  # type: ignore[arg-type]  # "a class or a function"
-    except Flaky as exc:
+    except (Violation, Flaky):
+        # Threads of the machine's own may make one run of a history differ from the next,
+        # which hypothesis finds flaky; what was seen once was seen.
         if world.violation is None:
             raise
-        # Threads of the machine's own may make one run of a history differ from the next.
-        world.violation.history += world.lines
-        raise world.violation from exc
     finally:
         trial.evidence.update(sorted(world.calls.items()))
+    if world.violation is not None:
+        _shorten(world, kind)
+        # Hypothesis has noted the history as it was at first.
+        vars(world.violation).pop("__notes__", None)
+        raise world.violation
 
 
 class _Histories:
@@ -92,24 +97,32 @@ class _Histories:
         self._world = world
         self._is_even = is_even
         self._kind = kind
-        self._made = self._shrunk = 0
-        self._end_s = 0.0
+        self._made = 0
 
     def __call__(self) -> History:
-        """Return a history to carry out, or a dry one: the first, and those over the budget."""
+        """Return a history; the first is dry."""
         self._made += 1
-        is_dry = self._made == 1 or self._is_long_enough()
-        is_dry = is_dry and not current_build_context().is_final
-        return self._kind(self._world, is_dry=is_dry, is_even=self._is_even)
+        return self._kind(self._world, is_dry=self._made == 1, is_even=self._is_even)
 
-    def _is_long_enough(self) -> bool:
-        """Tell whether the search for a shorter failing history has used its budget."""
-        if self._world.violation is None:
-            return False
-        self._shrunk += 1
-        if self._shrunk == 1:
-            self._end_s = time.perf_counter() + SHRINK_S
-        return self._shrunk > SHRINK_RUNS or time.perf_counter() > self._end_s
+
+def _shorten(world: World, kind: type[History]) -> None:
+    """Look for a shorter history that fails; the world keeps the shortest."""
+    budget = Budget.of(SHORTER_TRIES, SHORTER_S)
+
+    def fails(acts: Sequence[Act]) -> bool:
+        budget.spend()
+        history, found = kind(world), None
+        try:
+            for act in acts:
+                history.play(act)
+        except Violation as exc:
+            found = exc
+        finally:
+            history.close(found)
+        return found is not None
+
+    with contextlib.suppress(OutOfTriesError):
+        shorten(world.acts, fails)
 
 
 CHECKS = (

@@ -24,6 +24,7 @@ from dengine_sm.conformance.processes.dropping import (
 from dengine_sm.conformance.processes.remote import METHODS, Nursery, RemoteMachine
 from dengine_sm.conformance.processes.stopping import stop_while_others_read
 from dengine_sm.conformance.processes.wire import ProcessDied
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import expect_equal, violates
 from dengine_sm.contract import StateMachine
@@ -255,6 +256,6 @@ def _expect_found(
 CHECKS = (
     Check("LIFE-3", every_method_refuses_while_stopped),
     Check("LIFE-3", a_stop_does_not_disturb_other_threads),
-    Check("LIFE-5", never_stopped_it_loses_nothing_flushed),
+    Check("LIFE-5", never_stopped_it_loses_nothing_flushed, Profile.QUICK),
     Check("LIFE-5", dropped_objects_break_nothing),
 )

@@ -380,6 +380,6 @@ CHECKS = (
     Check("LOG-1", the_applied_id_only_rises),
     Check("LOG-2", terms_are_exact_for_every_index, Profile.QUICK),
     Check("LOG-2", an_install_begins_the_terms_anew, Profile.QUICK),
-    Check("LOG-3", a_persisted_id_survives_a_kill),
-    Check("LOG-4", hard_state_survives_a_kill),
+    Check("LOG-3", a_persisted_id_survives_a_kill, Profile.QUICK),
+    Check("LOG-4", hard_state_survives_a_kill, Profile.QUICK),
 )

@@ -264,7 +264,7 @@ def a_reset_survives_power_loss(trial: Trial) -> None:
 
 
 CHECKS = (
-    Check("CRASH-6", what_was_promised_survives_power_loss),
+    Check("CRASH-6", what_was_promised_survives_power_loss, Profile.QUICK),
     Check("CRASH-6", what_a_restart_flushes_survives_power_loss),
     Check("CRASH-6", a_reset_survives_power_loss, also=("RESET-1", "RESET-2")),
 )

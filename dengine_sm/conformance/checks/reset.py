@@ -331,6 +331,6 @@ def _after(delay_s: float) -> _Strike:
 CHECKS = (
     Check("RESET-1", reset_forgets_everything, Profile.QUICK),
     Check("RESET-1", reset_survives_a_kill),
-    Check("RESET-2", killed_reset_leaves_the_old_state_or_none),
+    Check("RESET-2", killed_reset_leaves_the_old_state_or_none, Profile.QUICK),
     Check("RESET-2", every_call_of_a_reset_is_survived, Profile.DEEP),
 )

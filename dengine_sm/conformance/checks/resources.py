@@ -10,6 +10,7 @@ from pathlib import Path
 from dengine_sm.conformance.processes import holdings
 from dengine_sm.conformance.processes.cycles import ENTRIES, Counts, count_over_cycles
 from dengine_sm.conformance.processes.remote import Nursery
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, violates
 
@@ -72,4 +73,4 @@ def _expect_unlocked(trial: Trial, directory: Path) -> None:
         )
 
 
-CHECKS = (Check("LIFE-8", fifty_cycles_leak_nothing),)
+CHECKS = (Check("LIFE-8", fifty_cycles_leak_nothing, Profile.QUICK),)

@@ -233,6 +233,6 @@ def _after(delay_s: float) -> _Strike:
 
 
 CHECKS = (
-    Check("SNAP-7", killed_install_leaves_the_old_state_or_the_new),
+    Check("SNAP-7", killed_install_leaves_the_old_state_or_the_new, Profile.QUICK),
     Check("SNAP-7", every_call_of_an_install_is_survived, Profile.DEEP),
 )

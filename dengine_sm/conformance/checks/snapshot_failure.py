@@ -23,6 +23,7 @@ from dengine_sm.conformance.checks.snapshot_parts import (
 )
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import expect_equal, violates
 from dengine_sm.contract import StateMachine
@@ -223,7 +224,7 @@ def _next_snapshot(trial: Trial, machine: RemoteMachine, oracle: Oracle, label: 
 
 
 CHECKS = (
-    Check("SNAP-12", cancelled_generation_leaves_no_trace),
+    Check("SNAP-12", cancelled_generation_leaves_no_trace, Profile.QUICK),
     Check("SNAP-12", failed_generation_leaves_no_trace),
     Check("SNAP-12", full_disk_leaves_no_trace),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dengine_sm.conformance.checks.snapshot_parts import padding
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial, take_snapshot
 from dengine_sm.conformance.violation import CannotCheckError, NotBoundError, violates
 from dengine_sm.conformance.workload import FIRST_TIMESTAMP_MS
@@ -156,6 +157,6 @@ def _mb(size_bytes: int) -> str:
 
 
 CHECKS = (
-    Check("SNAP-13", writing_needs_bounded_memory),
+    Check("SNAP-13", writing_needs_bounded_memory, Profile.QUICK),
     Check("SNAP-13", installing_needs_bounded_memory),
 )

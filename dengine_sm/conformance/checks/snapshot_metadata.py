@@ -12,6 +12,7 @@ from dengine_sm.conformance.checks.snapshot_parts import (
 )
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.remote import RemoteMachine
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import expect_equal
 from dengine_sm.model import SnapshotMetadata
@@ -122,4 +123,4 @@ _PROMISES: dict[str, _Promise] = {
 }
 
 
-CHECKS = (Check("SNAP-10", metadata_survives_a_kill),)
+CHECKS = (Check("SNAP-10", metadata_survives_a_kill, Profile.QUICK),)

@@ -14,6 +14,7 @@ from dengine_sm.conformance.checks.snapshot_parts import (
     snapshot_of,
 )
 from dengine_sm.conformance.oracle import Oracle
+from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial, apply_all
 from dengine_sm.conformance.violation import NotBoundError, expect_equal
 from dengine_sm.conformance.workload import FIRST_TIMESTAMP_MS
@@ -158,6 +159,6 @@ async def _apply_tail(machine: StateMachine, oracle: Oracle, label: int) -> None
 
 CHECKS = (
     Check("SNAP-11", histories_of_one_log_give_equal_bytes),
-    Check("SNAP-11", ways_to_one_state_give_equal_bytes),
+    Check("SNAP-11", ways_to_one_state_give_equal_bytes, Profile.QUICK),
     Check("SNAP-11", snapshots_travel_between_backends),
 )

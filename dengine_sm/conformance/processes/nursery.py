@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dengine_sm.conformance.maker import Maker, OpenStateMachine
+from dengine_sm.conformance.power import skip_syncs
 from dengine_sm.conformance.processes.calls import calls_so_far, kill_at_call
 from dengine_sm.conformance.processes.wire import (
     READY,
@@ -261,5 +262,6 @@ PREPARATIONS: dict[str, Callable[..., Any]] = {
         arm_tripwires,
         disarm_tripwires,
         shift_clock,
+        skip_syncs,
     )
 }

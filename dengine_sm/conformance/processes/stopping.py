@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ def _calls(machine: Any, keys: Sequence[bytes]) -> dict[str, Callable[[], Any]]:
         name: getattr(machine, name)
         for name in ("last_applied", "len", "is_empty", "snapshot_metadata", "flush")
     }
+    calls["flush_async"] = lambda: asyncio.run(machine.flush_async())
     calls["entry_term"] = partial(machine.entry_term, 1)
     for number, key in enumerate(keys):
         calls[f"get, key {number}"] = partial(machine.get, key)
