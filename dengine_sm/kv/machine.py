@@ -85,6 +85,7 @@ class KeyValueStateMachine:
         self._applying = threading.Lock()
         self._writing = threading.Lock()
         self._workers: dict[str, ThreadPoolExecutor] = {}
+        self._handing_over = threading.Lock()
         self._stopping = False
         self._applied_row: tuple[bytes | None, LogId] = (None, LogId.ZERO)
         self._snapshot: SnapshotMetadata | None = None
@@ -114,7 +115,8 @@ class KeyValueStateMachine:
         """Finish work under way, save, close; see the contract."""
         if not self._running:
             return
-        self._stopping = True
+        with self._handing_over:
+            self._stopping = True
         for worker in self._workers.values():
             worker.shutdown(wait=True)
         self._workers.clear()
@@ -434,9 +436,13 @@ class KeyValueStateMachine:
         self, name: str, work: Callable[[], T], *, on_cancel: Callable[[], object] | None = None
     ) -> T:
         """Run work in the named thread of this machine; a cancelled caller waits for its end."""
-        if name not in self._workers:
-            self._workers[name] = ThreadPoolExecutor(1, f"dengine-sm-{name}")
-        future = asyncio.get_running_loop().run_in_executor(self._workers[name], work)
+        with self._handing_over:
+            if self._stopping:
+                # By a stop() in another thread: the workers finish what they have, no more.
+                raise NotRunningError("the state machine is being stopped; nothing was done")
+            if name not in self._workers:
+                self._workers[name] = ThreadPoolExecutor(1, f"dengine-sm-{name}")
+            future = asyncio.get_running_loop().run_in_executor(self._workers[name], work)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
