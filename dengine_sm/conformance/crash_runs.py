@@ -217,10 +217,11 @@ def crash_scenario(
     trial: Trial, *, salt: int, entries: int
 ) -> Iterator[tuple[Nursery, Scenario, random.Random]]:
     """Set up processes, a log, and snapshots of it that another machine has taken."""
+    processes = nursery_of(trial)
     seed = trial.seed * 1013 + salt
     rng = random.Random(seed)  # noqa: S311 - to repeat, not to hide
     oracle = Oracle(trial.subject.workload, crash_log(trial.subject, entries, seed))
-    with nursery_of(trial) as nursery:
+    with processes as nursery:
         snapshots: dict[int, tuple[SnapshotMetadata, Path]] = {}
         try:
             snapshots = donated_snapshots(nursery, oracle, new_workspace(trial, "donor"))

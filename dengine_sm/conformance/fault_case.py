@@ -45,8 +45,11 @@ class Case:
         __tracebackhide__ = True
         violates(clause, expected=expected, observed=observed, history=self.history)
 
-    def make(self, calls: Sequence[Call]) -> tuple[Call, Exception] | None:
-        """Make calls until one raises; return that one and what it raised."""
+    def make(self, calls: Sequence[Call], *, goes_on: bool = True) -> tuple[Call, Exception] | None:
+        """Make calls until one raises; return that one and what it raised.
+
+        Without `goes_on`, end as well where the disk has failed and no call raised.
+        """
         for call in calls:
             met = len(self.fs.struck)
             try:
@@ -58,6 +61,8 @@ class Case:
             self.applied = call.after
             if call.promises:
                 self.floor = max(self.floor, call.after)
+            if len(self.fs.struck) > met and not goes_on:
+                break
         return None
 
     def _note(self, met: int, line: str) -> None:
@@ -132,15 +137,20 @@ class Case:
         if chunk and self.refusal_of(what, lambda: self.machine.apply_chunk(chunk)) is None:
             self.applied = chunk[-1].index
 
-    def restart(self) -> None:
-        """Stop while the disk still fails, if it does; start once the cause is gone."""
+    def restart(self) -> Exception | None:
+        """Stop while the disk still fails, if it does; start once the cause is gone.
+
+        Returns:
+            What `stop` raised.
+        """
         __tracebackhide__ = True
-        self.refusal_of("stop()", self.machine.stop)
+        refusal = self.refusal_of("stop()", self.machine.stop)
         self.fs.disarm()
         self.history.append("(the disk works again)")
         if self.machine.is_running():
             self.refusal_of("stop()", self.machine.stop)
         self.expect_works("start()", self.machine.start)
+        return refusal
 
     def expect_works(self, what: str, function: Callable[[], object]) -> None:
         """Call what must work, now that the disk does."""

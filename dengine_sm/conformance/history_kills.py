@@ -28,8 +28,6 @@ class HistoryWithKills(History):
         self.since = "CRASH-7"
         self.survivors.fall_back(place, noted)
 
-    _kill_and_restart_2 = kill_and_restart
-
     def _find_place(self) -> Place:
         """Compare the machine with the states that it may be in; return the one it is in."""
         found = self.machine.last_applied()

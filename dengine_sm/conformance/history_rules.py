@@ -33,9 +33,6 @@ class History(MachineUnderTest):
         """Apply the rest of the log and new entries, as one chunk."""
         self.apply(self.since, self.unapplied(chunk))
 
-    # Rules are chosen evenly, and a history lives on its log.
-    _apply_chunk_2 = _apply_chunk_3 = apply_chunk
-
     @act(count=st.integers(1, 20))
     def replay_log(self, count: int) -> None:
         """Apply a part of what a kill or a reset took away, if anything."""
@@ -182,8 +179,6 @@ class History(MachineUnderTest):
         self.survivors.install(snapshot.metadata)
         self.since = "SNAP-9"
         self.agree_in_full("SNAP-5")
-
-    _install_snapshot_2 = install_snapshot
 
     # Life
 

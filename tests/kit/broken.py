@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import broken_apply
 import broken_crash
+import broken_damage
 import broken_delivery
 import broken_determinism
 import broken_disk
 import broken_example
+import broken_history
 import broken_life
 import broken_locks
 import broken_place
+import broken_read
 import broken_reset
 import broken_snapshot
 import broken_snapshot_after
@@ -23,11 +26,14 @@ BROKEN: tuple[Broken, ...] = tuple(
     for module in (
         broken_reset,
         broken_place,
+        broken_read,
         broken_locks,
         broken_life,
         broken_crash,
         broken_disk,
+        broken_damage,
         broken_example,
+        broken_history,
         broken_apply,
         broken_delivery,
         broken_determinism,

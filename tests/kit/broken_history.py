@@ -138,18 +138,16 @@ class BringsBackRowsThatAnInstallReplaced(KeyValueStateMachine):
 
 
 class HoldingStore(SmallFileStore):
-    """After an install it writes nothing until the second flush."""
-
-    flushes_to_come = 2
+    """After an install it writes nothing until the next flush."""
 
     def open(self):
-        self.held, self.flushes = None, 0
+        self.held = None
         super().open()
 
     def replace_all(self, batches):
         batches = list(batches)
         super().replace_all(batches)
-        self.held, self.flushes = ([], self.flushes_to_come) if is_install(batches) else (None, 0)
+        self.held = [] if is_install(batches) else None
 
     def write(self, batch):
         if self.held is None:
@@ -159,42 +157,10 @@ class HoldingStore(SmallFileStore):
         self._ram.write(batch)
 
     def flush(self):
-        self.flushes -= 1
-        if self.flushes <= 0:
-            self.write_held()
-        super().flush()
-
-    def write_held(self):
         for record in self.held or ():
             self._log.append(record)
         self.held = None
-
-
-class WritingStore(HoldingStore):
-    def close(self):
-        if self._log is not None:
-            self.write_held()
-        super().close()
-
-
-@breaks("CRASH-2", found_by=KILLS)
-class SkipsTheFirstFlushAfterAnInstall(KeyValueStateMachine):
-    """Install, apply, flush, kill: what was flushed is lost."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(WritingStore(directory), limits=LIMITS)
-
-    def persist_last_applied(self, last_applied: LogId) -> None:
-        super().persist_last_applied(last_applied)
         super().flush()
-
-    def save_hard_state(self) -> None:
-        super().save_hard_state()
-        super().flush()
-
-
-class ForgettingStore(HoldingStore):
-    flushes_to_come = 1
 
 
 @breaks("LIFE-4", found_by=KILLS)
@@ -202,4 +168,4 @@ class ForgetsAtStopWhatFollowedAnInstall(KeyValueStateMachine):
     """Install, apply, stop without a flush: back to the snapshot."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(ForgettingStore(directory), limits=LIMITS)
+        super().__init__(HoldingStore(directory), limits=LIMITS)

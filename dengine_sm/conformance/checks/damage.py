@@ -14,6 +14,7 @@ _MOST = 4000
 _PAGE_BYTES = 512
 _RUN_BYTES = 24
 _GO_ON_EVERY = 5
+_TAILS = 8
 
 
 def a_torn_last_write_recovers(trial: Trial) -> None:
@@ -44,7 +45,7 @@ def damage_is_refused_or_without_effect(trial: Trial) -> None:
     if not trial.subject.detects_damage:
         raise NotBoundError("declared: the engine detects no damaged bytes")
     with killed_machine(trial, salt=111) as sample:
-        wounds = [*_whole_files(sample), *_places(sample)]
+        wounds = [*_whole_files(sample), *_zeroed_tails(sample), *_places(sample)]
         for number, wound in enumerate(wounds):
             sample.examine(wound)
             trial.on_progress(number + 1, len(wounds))
@@ -69,6 +70,18 @@ def _whole_files(sample: Sample) -> Iterator[Wound]:
         if content:
             yield Wound(name, b"", 0, "loss of all bytes")
             yield Wound(name, bytes(len(content)), 0, "zeroing")
+
+
+def _zeroed_tails(sample: Sample) -> Iterator[Wound]:
+    """Yield the last write with zeros to its end: what a power loss leaves of unsynced pages."""
+    for name in sample.changed:
+        old, content = sample.old_size(name), sample.after.files[name]
+        if old is None:
+            continue
+        for part in range(_TAILS):
+            at = old + (len(content) - old) * part // _TAILS
+            zeroed = content[:at] + bytes(len(content) - at)
+            yield Wound(name, zeroed, at, f"zeros from {at} to the end", is_tail=True)
 
 
 def _places(sample: Sample) -> Iterator[Wound]:

@@ -126,7 +126,8 @@ def what_was_promised_survives_power_loss(trial: Trial) -> None:
     trial.needs_survival()
     oracle = trial.oracle(salt=106)
     found = record(trial, oracle, whole_course(trial, oracle))
-    points = _points(found)
+    promises = {told.ended for told in found.told if told.call.promises}
+    points = _points(found, promises, trial.effort.points)
     disk = found.fs.disk()
     with replaced_file_system(UnsyncedFileSystem()):
         for number, step in enumerate(points):
@@ -141,14 +142,13 @@ def what_was_promised_survives_power_loss(trial: Trial) -> None:
     }
 
 
-def _points(found: Record) -> list[int]:
-    """Return the steps to fail after: where promises were made, and others."""
-    steps, wanted = found.fs.steps, found.trial.effort.points
+def _points(found: Record, telling: set[int], wanted: int) -> list[int]:
+    """Return steps to fail after, 0 for all: half of them telling ones, others at random."""
+    steps = found.fs.steps
     if not wanted or wanted > steps:
         return list(range(steps + 1))
-    promises = {told.ended for told in found.told if told.call.promises}
     rng = random.Random(found.trial.seed)  # noqa: S311 - no secret
-    kept = set(rng.sample(sorted(promises), min(len(promises), wanted // 2)))
+    kept = set(rng.sample(sorted(telling), min(len(telling), wanted // 2)))
     others = [step for step in range(steps + 1) if step not in kept]
     return sorted(kept | set(rng.sample(others, wanted - len(kept))))
 
@@ -195,12 +195,13 @@ def what_a_restart_flushes_survives_power_loss(trial: Trial) -> None:
     trial.needs_survival()
     oracle = trial.oracle(salt=108)
     found = record(trial, oracle, whole_course(trial, oracle))
-    points = _points(found)[:: 1 if trial.profile is Profile.DEEP else 4]
+    unflushed = {told.ended for told in found.told if not told.call.promises}
+    points = _points(found, unflushed, trial.effort.points // 2)
     disk = found.fs.disk()
     for number, step in enumerate(points):
         disk.advance(step)
         history = [*found.history(step, "the process is killed"), "flush()", "power fails"]
-        index, image = _flushed_again(found, disk, applies=number % 2 == 0, history=history)
+        index, image = _flushed_again(found, disk, applies=number % 3 == 0, history=history)
         with replaced_file_system(UnsyncedFileSystem()):
             observed = found.index_in(image, history)
         expect_true(
