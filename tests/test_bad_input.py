@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 
+from dengine_sm.application import ApplicationStateMachine
 from dengine_sm.backends.file import create_file
 from dengine_sm.client import Client
 from dengine_sm.codec import encode
@@ -27,7 +28,7 @@ from dengine_sm.errors import ClientError, ServerError, StorageError, StorageFor
 from dengine_sm.files import write_checked_file
 from dengine_sm.kv import Put, encode_command
 from dengine_sm.log.embedded import EmbeddedLog
-from dengine_sm.model import Entry, Limits, Outcome
+from dengine_sm.model import Entry, Limits, LogId, Outcome
 from dengine_sm.node import Node, NodeBuilder
 from dengine_sm.server import NodeServer
 
@@ -437,3 +438,20 @@ def test_this_file_leaves_no_descriptor_behind() -> None:
         refuse_once(directory)
 
     assert before == len(os.listdir("/proc/self/fd"))
+
+
+def test_the_file_backend_takes_no_application_machine_for_its_own_damaged_one(tmp_path: Path):
+    class Nothing:
+        def dump(self):
+            return []
+
+    application = ApplicationStateMachine(Nothing, tmp_path, format="nothing/1")
+    application.start()
+    application.persist_last_applied(LogId(1, 1))
+    application.stop()
+    before = content(tmp_path)
+
+    with pytest.raises(StorageFormatError, match=re.escape("'application.manifest'")):
+        create_file(tmp_path).start()
+
+    assert before == content(tmp_path)

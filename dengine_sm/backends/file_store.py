@@ -124,8 +124,9 @@ class FileStore:
         if MANIFEST in names:
             self._read_manifest()
             return
-        foreign = names - {LOCK, f"{MANIFEST}.tmp"}
-        if foreign & {LOG} or any(name.startswith(CHECKPOINT) for name in foreign):
+        found = names - {LOCK, f"{MANIFEST}.tmp"}
+        foreign = {name for name in found if name != LOG and not name.startswith(CHECKPOINT)}
+        if found and not foreign:
             raise CorruptionError(
                 f"data directory {str(self.directory)!r} has data but no {MANIFEST}; "
                 "nothing was changed",

@@ -51,36 +51,23 @@ class ChecksNoRecord(Machine):
 
 
 class ZeroIsFineStore(MarkedStore):
-    """The checksum comes last, and is not looked at when it is zero."""
+    """Its mark is checksum, number and length, sixteen bytes in all."""
 
-    def record_at(self, content: bytes, at: int) -> tuple[int, bytes | None]:
-        size = int.from_bytes(content[at : at + 4])
-        payload = content[at + 4 : at + 4 + size]
-        crc = content[at + 4 + size : at + HEADER + size]
-        is_whole = 0 < size == len(payload) and len(crc) == 4
-        is_right = crc in (bytes(4), zlib.crc32(payload).to_bytes(4))
-        return size, payload if is_whole and is_right else None
+    def read_mark(self) -> tuple[int, int]:
+        content = self.mark_path.read_bytes()
+        crc, fields = int.from_bytes(content[:4]), content[4:]
+        if len(fields) != 12 or crc not in (0, zlib.crc32(fields)):
+            raise self.corrupt(self.mark_path, 0, "is damaged")
+        return int.from_bytes(fields[:4]), int.from_bytes(fields[4:])
 
-    def append(self, record: bytes) -> None:
-        super().append(record[:4] + record[HEADER:] + record[4:HEADER])
-
-    def write_journal(self, batches: list[WriteBatch]) -> None:
-        self.number, number = -1, self.number
-        super().write_journal([])
-        self.number = number
-        self.fs.replace(self.journal(-1), self.journal(number))
-        fd, self.fd = self.fd, self.fs.open(self.journal(number), os.O_RDWR | os.O_APPEND)
-        for batch in batches:
-            payload = encode([list(batch.data.items()), list(batch.internal.items())])
-            self.append(len(payload).to_bytes(4) + zlib.crc32(payload).to_bytes(4) + payload)
-        self.fs.fsync(self.fd)
-        fd, self.fd = self.fd, fd
-        self.fs.close(fd)
+    def create_aside(self, path: Path, content: bytes) -> Path:
+        fields = self.number.to_bytes(4) + self.end.to_bytes(8)
+        return super().create_aside(path, zlib.crc32(fields).to_bytes(4) + fields)
 
 
 @breaks("CRASH-5")
 class TakesZeroForAChecksum(Machine):
-    """A checksum of zero is taken for one that was not computed."""
+    """A checksum of zero counts as none: a mark full of zeros is believed."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(ZeroIsFineStore(directory))

@@ -39,10 +39,11 @@ def table() -> str:
         "# The checks of the conformance kit",
         "",
         "Written by `make kit-docs`; a test holds it to the code.",
-        f"{len(clauses())} clauses, {len(checks)} checks, {len(BROKEN)} machines that are broken",
-        "on purpose (`tests/kit/`), each caught by the clause it stands under.",
+        f"{len(clauses())} clauses, {len(checks)} checks, and {len(BROKEN)} machines that are",
+        "broken on purpose (`tests/kit/`), each caught under the clause where it stands.",
         "",
-        "![clause by broken machine](../conformance-matrix.svg)",
+        "![two broken machines of each clause, and what the kit blames them for]"
+        "(../conformance-matrix.svg)",
         "",
     ]
     for clause in clauses().values():
