@@ -13,7 +13,9 @@ import broken_history
 import broken_life
 import broken_locks
 import broken_place
+import broken_power
 import broken_read
+import broken_reading
 import broken_reset
 import broken_snapshot
 import broken_snapshot_after
@@ -32,6 +34,8 @@ BROKEN: tuple[Broken, ...] = tuple(
         broken_crash,
         broken_disk,
         broken_damage,
+        broken_power,
+        broken_reading,
         broken_example,
         broken_history,
         broken_apply,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from plain_stores import whole_of
+from plain_stores import Machine, whole_of
 
 from dengine_sm.codec import decode, decode_prefix, encode
 from dengine_sm.errors import CorruptionError, StorageError
@@ -270,3 +270,17 @@ def checked(payload: bytes) -> bytes:
     """Return the content that `read_checked_file` reads."""
     length = len(payload).to_bytes(4)
     return b"DSMC" + length + zlib.crc32(payload, zlib.crc32(length)).to_bytes(4) + payload
+
+
+class SoundMarkedMachine(Machine):
+    """The store above, unchanged."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(MarkedStore(directory))
+
+
+class SoundMarkedSyncedMachine(Machine):
+    """The same, durable when `apply_chunk` returns."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(MarkedStore(directory, sync_each=True))
