@@ -72,6 +72,14 @@ class ForgetfulFileSystem(UnsyncedFileSystem):
         """Return the disk as it was in the beginning, with all that has happened since."""
         return Disk(self._start, self._start_numbers, tuple(self.operations))
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anything but lock files was written through it."""
+        return any(
+            operation.name == "write" and not _is_lock(operation.path, b"")
+            for operation in self.operations
+        )
+
     def past(self) -> list[str]:
         """Return the files that were written past this file system, sorted.
 

@@ -106,7 +106,9 @@ def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[Wound]:
         if any(part):
             zeroed = content[:first] + bytes(len(part)) + content[first + len(part) :]
             text = f"zeros in place of {first}..{first + len(part) - 1}"
-            yield Wound(name, zeroed, first, text, is_tail=end >= len(content))
+            # Zeros that were there before are no damage.
+            hurt = first + len(part) - len(part.lstrip(b"\0"))
+            yield Wound(name, zeroed, hurt, text, is_tail=end >= len(content))
 
 
 def _offsets(sample: Sample, rng: random.Random, count: int) -> list[tuple[str, int]]:

@@ -66,7 +66,7 @@ def _points(
 
 
 def _needs_the_layer(fs: FaultyFileSystem) -> None:
-    if fs.past() or not fs.steps:
+    if fs.past() or not fs.is_used:
         raise NotBoundError(
             "the backend writes past dengine_sm.files: its system calls are made to fail instead"
         )

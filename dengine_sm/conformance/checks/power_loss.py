@@ -112,12 +112,12 @@ def record(trial: Trial, oracle: Oracle, calls: Sequence[Call]) -> Record:
 def needs_the_layer(fs: ForgetfulFileSystem, consequence: str) -> None:
     """Leave a check of a machine whose files were not all written through `fs`."""
     past = fs.past()
-    if past and fs.steps:
+    if past and fs.is_used:
         some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
         raise CannotCheckError(
             f"the backend writes part of its files past dengine_sm.files ({some}): {consequence}"
         )
-    if past or not fs.steps:
+    if past or not fs.is_used:
         raise CannotCheckError(f"the backend writes past dengine_sm.files: {consequence}")
 
 
