@@ -394,6 +394,8 @@ class FailsReadsDuringAnInstall(SoundMemoryMachine):
     def _install(self, metadata, directory):
         self.installing.set()
         try:
+            for _ in range(20):
+                let_others_run()
             super()._install(metadata, directory)
         finally:
             self.installing.clear()

@@ -55,5 +55,8 @@ class LocalMachine:
 
     def kill(self) -> None:
         """Stop: nothing in this process can be killed."""
+        for task in list(self._tasks):
+            with contextlib.suppress(Exception):
+                self.finish(task)
         with contextlib.suppress(Exception):
             self._machine.stop()
