@@ -437,7 +437,7 @@ class TestDiff:
 class TestProgress:
     @staticmethod
     def told() -> list[Progress]:
-        one, two = checks_for(Profile.QUICK, ["APPLY-1", "APPLY-2"])[:2]
+        one, two = (checks_for(Profile.QUICK, [clause])[0] for clause in ("APPLY-1", "APPLY-2"))
         result = check("APPLY-1", Status.FAILED, violated="APPLY-3", time_s=1.5)
         return [
             Progress(one, 0, 2),
