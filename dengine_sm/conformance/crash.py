@@ -161,7 +161,7 @@ class Scenario:
         return [plain("stop", applied)]
 
     def _restart(self, applied: int, _workspace: Path) -> list[Step]:
-        return [plain("stop", applied), plain("start", applied)]
+        return [plain(method, applied) for method in ("stop", "start", "last_applied")]
 
 
 def plain(method: str, applied: int) -> Step:

@@ -24,7 +24,7 @@ from dengine_sm.conformance.crash import (
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine, ScriptReport
 from dengine_sm.conformance.trial import Trial
-from dengine_sm.conformance.violation import violates
+from dengine_sm.conformance.violation import expect_equal, violates
 from dengine_sm.errors import StorageLockedError
 from dengine_sm.model import SnapshotMetadata
 
@@ -63,12 +63,16 @@ def run_script(machine: RemoteMachine, steps: Sequence[Step], kill: Kill) -> Scr
     return report
 
 
-def raise_unexpected(report: ScriptReport, promises: Promises) -> None:
-    """Raise what a step raised where nothing was made to fail."""
-    for told in report.steps:
+def raise_unexpected(steps: Sequence[Step], report: ScriptReport, promises: Promises) -> None:
+    """Raise what a step raised where nothing was made to fail, and what a stop has lost."""
+    __tracebackhide__ = True
+    for step, told in zip(steps, report.steps, strict=True):
         if told.error is not None:
             told.error.add_note("\n".join(promises.recent))
             raise told.error
+        if step.method == "last_applied" and told.ended:
+            expected = promises.oracle.id_at(step.after)
+            expect_equal("LIFE-4", "last_applied()", expected, told.value, promises.recent)
 
 
 @attrs.define
@@ -119,7 +123,7 @@ class Storm:
         machine, self.machine = self.machine or self.nursery.spawn(self.directory), None
         report = run_script(machine, steps, kill)
         self.promises.record(steps, report)
-        raise_unexpected(report, self.promises)
+        raise_unexpected(steps, report, self.promises)
         evidence = self.trial.evidence
         evidence["kills"] = evidence.get("kills", 0) + 1
         evidence["in midst"] = evidence.get("in midst", 0) + (not report.is_done)
@@ -155,7 +159,7 @@ class Storm:
         machine.begin_script([step.told for step in steps])
         report = machine.script_report(len(steps))
         self.promises.record(steps, report)
-        raise_unexpected(report, self.promises)
+        raise_unexpected(steps, report, self.promises)
         self.applied = steps[-1].after
         return int(machine.prepare("calls_so_far"))
 

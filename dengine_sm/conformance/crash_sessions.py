@@ -145,7 +145,7 @@ def recorded_sessions(run: Run, scenario: Scenario, operations: int) -> list[Ses
         kept = tuple(call for call in calls if call.is_below(run.workspace))
         session = Session(len(sessions), steps, image, promises.copy(), kept, first_step)
         promises.record(steps, report)
-        raise_unexpected(report, promises)
+        raise_unexpected(steps, report, promises)
         promises.recovered(applied)
         sessions.append(session)
         first_step += len(steps)

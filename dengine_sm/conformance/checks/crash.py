@@ -255,7 +255,7 @@ def _copy_and_open(storm: Storm) -> None:
     storm.trial.evidence["copies"] = storm.trial.evidence.get("copies", 0) + len(images)
     restore_image(final, storm.directory)
     storm.promises.record(steps, report)
-    raise_unexpected(report, storm.promises)
+    raise_unexpected(steps, report, storm.promises)
     storm.recover()
     storm.begin()
 

@@ -67,7 +67,7 @@ def _kill_and_recover(sweep: Sweep, point: Point, promises: Promises) -> str:
     inject = f"{point.call.name}:signal=KILL:when={point.call.number}"
     report, _ = sweep.run.traced(steps, inject)
     promises.record(steps, report)
-    raise_unexpected(report, promises)
+    raise_unexpected(steps, report, promises)
     newest = max(promises.boundaries)
     index = _recover(sweep, promises)
     if report.is_done:
