@@ -51,6 +51,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("contract", "model"),
     ("log.contract", "model"),
+    ("files", "codec"),
     ("snapshot", "codec"),
     ("snapshot", "files"),
     ("backends", "hookspecs"),

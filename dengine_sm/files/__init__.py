@@ -1,6 +1,7 @@
-"""Durable file primitives: framed log, atomic replace, directory lock."""
+"""Durable file primitives: framed log, atomic replace, directory lock, data directory."""
 
 from dengine_sm.files.atomic import read_checked_file, replace_file, write_checked_file
+from dengine_sm.files.data_directory import DataDirectory
 from dengine_sm.files.filesystem import (
     FileSystem,
     OsFileSystem,
@@ -14,6 +15,7 @@ from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
 from dengine_sm.files.lock import DirectoryLock
 
 __all__ = [
+    "DataDirectory",
     "DirectoryLock",
     "FileSystem",
     "FramedLog",
