@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 OTHER_PYTHONS := 3.12 3.13
 
 PYTEST_ARGS ?=
+PLUGINS := $(wildcard plugins/*)
 
 .PHONY: run test test-all bench kit-docs lint format proto clean
 
@@ -53,12 +54,13 @@ proto:
 	.venv-proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
 	  --grpc_python_out=. $(wildcard dengine_sm/server/*.proto)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(addsuffix /pyproject.toml,$(PLUGINS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed:" \
 	    "make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,uvloop]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,uvloop]' \
+	  $(foreach plugin,$(PLUGINS),-e '$(plugin)[test]')
 	@touch $@
 
 clean:
