@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from dengine_sm.conformance.runner import run_check
 from dengine_sm.conformance.subject import Subject
 from dengine_sm.model import Durability
 
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
 CHECKS = (*damage.CHECKS, *power_loss.CHECKS, *disk_faults.CHECKS, *read_failures.CHECKS)
 
 
@@ -60,17 +62,29 @@ def test_a_transient_machine_is_not_bound() -> None:
     assert {Status.NOT_BOUND} == {r.status for r in found}
 
 
-def test_another_engine_is_told_that_its_power_loss_is_not_simulated() -> None:
+@needs_strace
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_engine_that_writes_its_files_itself_is_watched_by_strace(seed: int) -> None:
+    subject = subject_of(SoundSQLiteMachine, keeps_state_in_memory=False, detects_damage=False)
+
+    found = results(subject, "CRASH-6", seed)
+
+    assert {Status.PASSED} == {r.status for r in found}, [r.details for r in found]
+    assert found[0].evidence["seen by"] == "strace"
+    assert {Status.NOT_BOUND} == {r.status for r in results(subject, "CRASH-8")}
+    assert {Status.PASSED, Status.NOT_BOUND} == {r.status for r in results(subject, "READ-5")}
+
+
+def test_without_strace_its_power_loss_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
     subject = subject_of(SoundSQLiteMachine, keeps_state_in_memory=False, detects_damage=False)
 
     found = results(subject, "CRASH-6")
 
     assert {Status.SKIPPED} == {r.status for r in found}
-    assert {"the backend writes past dengine_sm.files: power loss is not simulated for it"} == {
+    assert {"strace is not installed: no system call can be seen or made to fail"} == {
         r.reason for r in found
     }
-    assert {Status.NOT_BOUND} == {r.status for r in results(subject, "CRASH-8")}
-    assert {Status.PASSED, Status.NOT_BOUND} == {r.status for r in results(subject, "READ-5")}
 
 
 def test_flipped_bits_do_not_bind_an_engine_that_declares_no_checksums() -> None:

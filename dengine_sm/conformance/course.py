@@ -30,6 +30,7 @@ class Call:
     after: int
     """Applied index when it has ended."""
     function: Callable[[StateMachine], Any]
+    """Of a machine in this process or, where nothing is to be awaited, in another."""
     promises: bool = False
     """Whether everything applied is durable once it has returned."""
 
@@ -89,13 +90,16 @@ class Course:
 
     def snapshot(self) -> Call:
         """Return the taking of a snapshot, outside the machine's directory."""
-        directory = self.trial.directory("snapshot") / "taken"
+        trial, last_included = self.trial, self.oracle.id_at(self.applied)
         return Call(
             "generate_snapshot_data",
-            f"generate_snapshot_data(..., {self.oracle.id_at(self.applied)})",
+            f"generate_snapshot_data(..., {last_included})",
             self.applied,
             self.applied,
-            lambda machine: take_snapshot(machine, directory),
+            # A new one each time the call is made.
+            lambda machine: machine.generate_snapshot_data(
+                trial.directory("snapshot") / "taken", last_included
+            ),
         )
 
     def install(self, metadata: SnapshotMetadata, directory: Path) -> Call:

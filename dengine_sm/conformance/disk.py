@@ -154,6 +154,11 @@ class Disk:
         goal, new_name = self._slot(target)
         goal.live[new_name] = directory.live.pop(name)
 
+    def _link(self, path: str, target: str) -> None:
+        directory, name = self._slot(path)
+        goal, new_name = self._slot(target)
+        goal.live[new_name] = directory.live[name]
+
     def _remove(self, path: str) -> None:
         directory, name = self._slot(path)
         del directory.live[name]
@@ -183,6 +188,27 @@ class Disk:
                 for path, node in walk(self._root)
             }
         )
+
+
+@attrs.frozen
+class Recording:
+    """What happened to a directory tree, from which a disk is replayed."""
+
+    start: Directory
+    """The tree in the beginning."""
+    numbers: Mapping[str, int]
+    """Numbers of its files, by path."""
+    operations: Sequence[Operation]
+    """What happened then."""
+
+    @property
+    def steps(self) -> int:
+        """Number of operations."""
+        return len(self.operations)
+
+    def disk(self) -> Disk:
+        """Return the disk as it was in the beginning, with all that has happened since."""
+        return Disk(self.start, self.numbers, self.operations)
 
 
 def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-from dengine_sm.conformance.disk import Directory, Disk, Operation, read_tree, walk
+from dengine_sm.conformance.disk import Directory, Disk, Operation, Recording, read_tree, walk
 from dengine_sm.conformance.images import Image
 from dengine_sm.files.filesystem import Buffer, OsFileSystem, replaced_file_system
 
@@ -68,9 +69,13 @@ class ForgetfulFileSystem(UnsyncedFileSystem):
         """Number of operations so far."""
         return len(self.operations)
 
+    def recording(self) -> Recording:
+        """Return what has happened so far."""
+        return Recording(self._start, self._start_numbers, tuple(self.operations))
+
     def disk(self) -> Disk:
         """Return the disk as it was in the beginning, with all that has happened since."""
-        return Disk(self._start, self._start_numbers, tuple(self.operations))
+        return self.recording().disk()
 
     @property
     def is_used(self) -> bool:
@@ -85,15 +90,7 @@ class ForgetfulFileSystem(UnsyncedFileSystem):
 
         Lock files are not among them: they hold nothing that a restart needs.
         """
-        disk = self.disk()
-        disk.advance(self.steps)
-        known = disk.left_by_kill().files
-        observed = Image.of(self.root).files
-        return sorted(
-            name
-            for name, content in observed.items()
-            if known.get(name) != content and not _is_lock(name, content)
-        )
+        return written_past(self.recording(), self.root)
 
     def _before(self, _call: str, _path: str, size: int = 0) -> int:
         """Return how many bytes of a write may be taken; raise OSError to let a call fail.
@@ -250,6 +247,23 @@ class ForgetfulFileSystem(UnsyncedFileSystem):
                 super().sync_directory(path)
             elif inside in self._known:
                 self._note("sync_directory", inside)
+
+
+def written_past(recording: Recording, root: Path, but: Collection[str] = ()) -> list[str]:
+    """Return the files of a directory that are not as a recording of it says, sorted.
+
+    Lock files are not among them, they hold nothing that a restart needs, nor are those of
+    `but`.
+    """
+    disk = recording.disk()
+    disk.advance(recording.steps)
+    known = disk.left_by_kill().files
+    observed = Image.of(root).files
+    return sorted(
+        name
+        for name, content in observed.items()
+        if known.get(name) != content and not _is_lock(name, content) and name not in but
+    )
 
 
 def _is_lock(name: str, content: bytes) -> bool:

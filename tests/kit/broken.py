@@ -12,6 +12,7 @@ import broken_example
 import broken_history
 import broken_life
 import broken_locks
+import broken_native
 import broken_place
 import broken_power
 import broken_read
@@ -35,6 +36,7 @@ BROKEN: tuple[Broken, ...] = tuple(
         broken_disk,
         broken_damage,
         broken_power,
+        broken_native,
         broken_reading,
         broken_example,
         broken_history,

@@ -52,6 +52,9 @@ class Broken:
     keeps_state_in_memory: bool = True
     found_by: str = ""
     """The clause of the check that finds it, when none of its own clause's checks does."""
+    detects_damage: bool = True
+    needs_strace: bool = False
+    """Whether only strace shows what it does."""
 
     @property
     def name(self) -> str:
@@ -101,4 +104,5 @@ def subject(broken: Broken) -> Subject:
         broken.make,
         durability=broken.durability,
         keeps_state_in_memory=broken.keeps_state_in_memory,
+        detects_damage=broken.detects_damage,
     )

@@ -1,21 +1,31 @@
-"""Power lost at every step of what is written through `dengine_sm.files` (CRASH-6)."""
+"""Power lost at every step of what a machine writes to its files (CRASH-6)."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from dengine_sm.conformance.course import Call, Course, whole_course
-from dengine_sm.conformance.disk import Disk
+from dengine_sm.conformance.disk import Directory, Disk, Recording, read_tree
 from dengine_sm.conformance.images import Image
 from dengine_sm.conformance.oracle import Oracle
-from dengine_sm.conformance.power import ForgetfulFileSystem, UnsyncedFileSystem
+from dengine_sm.conformance.power import (
+    ForgetfulFileSystem,
+    UnsyncedFileSystem,
+    written_past,
+)
+from dengine_sm.conformance.processes.file_trace import TRACED, FileTrace
+from dengine_sm.conformance.processes.remote import Nursery
+from dengine_sm.conformance.processes.strace import Strace
 from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, Violation, expect_true, violates
+from dengine_sm.contract import StateMachine
 from dengine_sm.files import replaced_file_system
 
 _HISTORY_LINES = 14
@@ -37,8 +47,10 @@ class Record:
     trial: Trial
     oracle: Oracle
     directory: Path
-    fs: ForgetfulFileSystem
-    told: list[Told] = attrs.field(factory=list)
+    files: Recording
+    told: list[Told]
+    nursery: Nursery | None = None
+    """Where strace sees the files, of a machine that writes them itself."""
     indices: dict[object, int] = attrs.field(factory=dict)
     """Applied index found, for every image looked at."""
 
@@ -53,7 +65,7 @@ class Record:
             f"{told.call.text} -> {'returned' if told.ended <= step else 'under way'}"
             for told in begun
         ]
-        last = f" ({self.fs.operations[step - 1]})" if step else ""
+        last = f" ({self.files.operations[step - 1]})" if step else ""
         after = f"after step {step} of the file system{last}: {event}"
         cut = len(lines) - _HISTORY_LINES
         earlier = [f"({cut} earlier calls)"] if cut > 0 else []
@@ -87,64 +99,108 @@ class Record:
             self.trial.stop_all()
 
 
-def record(trial: Trial, oracle: Oracle, calls: Sequence[Call]) -> Record:
-    """Make the calls on a fresh machine whose file system records.
+@contextlib.contextmanager
+def recorded(trial: Trial, oracle: Oracle, calls: Sequence[Call]) -> Iterator[Record]:
+    """Make the calls on a fresh machine, and record what becomes of its files.
 
     Raises:
-        CannotCheckError: it does not write through `dengine_sm.files`, or not all.
+        CannotCheckError: it does not write through `dengine_sm.files`, and what it does
+            instead cannot be seen here.
     """
     directory = trial.directory("machine")
     fs = ForgetfulFileSystem(directory)
-    found = Record(trial, oracle, directory, fs)
+    told: list[Told] = []
     with replaced_file_system(fs):
         machine = trial.subject.open_state_machine(directory)
         try:
             for call in calls:
                 begun = fs.steps
                 call.make(trial, machine)
-                found.told.append(Told(call, begun, fs.steps))
+                told.append(Told(call, begun, fs.steps))
         finally:
             machine.stop()
-    needs_the_layer(fs, "power loss is not simulated for it")
-    return found
+    if fs.is_used and not fs.past():
+        yield Record(trial, oracle, directory, fs.recording(), told)
+        return
+    trial.needs_maker()
+    assert trial.subject.maker is not None
+    with Nursery(trial.subject.maker) as nursery:
+        directory = trial.directory("machine")
+        files, ends = traced_files(trial, nursery, directory, calls)
+        told = [
+            Told(call, begun, ended)
+            for call, begun, ended in zip(calls, [0, *ends], ends, strict=False)
+        ]
+        yield Record(trial, oracle, directory, files, told, nursery)
 
 
-def needs_the_layer(fs: ForgetfulFileSystem, consequence: str) -> None:
-    """Leave a check of a machine whose files were not all written through `fs`."""
-    past = fs.past()
-    if past and fs.is_used:
-        some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
+def traced_files(
+    trial: Trial,
+    nursery: Nursery,
+    directory: Path,
+    calls: Sequence[Call],
+    start: Directory | None = None,
+) -> tuple[Recording, list[int]]:
+    """Make calls on a directory in another process, which is killed then.
+
+    Args:
+        trial: the check's.
+        nursery: of the machine.
+        directory: with what is in it when the machine starts.
+        calls: made in this order.
+        start: what of that is durable; None for all.
+
+    Returns:
+        What became of the files, and how many steps they had done when each call ended.
+
+    Raises:
+        CannotCheckError: no strace, or it does not see everything.
+    """
+    trace = FileTrace(directory, read_tree(directory) if start is None else start)
+    log = trial.directory("strace") / "log"
+    machine: Any = nursery.spawn(directory)
+    with Strace(machine.pid, log, names=TRACED, with_data=True) as tracer:
+        for call in calls:
+            call.function(machine)
+        machine.kill()
+        tracer.wait()
+        trace.follow(tracer.lines())
+    log.unlink()
+    past = written_past(trace.recording(), directory, trace.mapped)
+    unseen = [*trace.unseen, *(f"{name!r} is not as it was seen to be written" for name in past)]
+    if unseen:
+        some = ", ".join(unseen[:3]) + (", ..." if len(unseen) > 3 else "")
         raise CannotCheckError(
-            f"the backend writes part of its files past dengine_sm.files ({some}): {consequence}"
+            f"the backend writes past dengine_sm.files, and strace cannot follow it: {some}"
         )
-    if past or not fs.is_used:
-        raise CannotCheckError(f"the backend writes past dengine_sm.files: {consequence}")
+    return trace.recording(), trace.ends
 
 
 def what_was_promised_survives_power_loss(trial: Trial) -> None:
     """Records one run; lets the power fail at its steps; starts on what was synced by then."""
     trial.needs_survival()
     oracle = trial.oracle(salt=106)
-    found = record(trial, oracle, whole_course(trial, oracle))
-    promises = {told.ended for told in found.told if told.call.promises}
-    points = _points(found, promises, trial.effort.points)
-    disk = found.fs.disk()
-    with replaced_file_system(UnsyncedFileSystem()):
-        for number, step in enumerate(points):
-            disk.advance(step)
-            for event, image in _left(disk, trial.seed):
-                _check(found, step, image, found.history(step, event))
-            trial.on_progress(number + 1, len(points))
-    trial.evidence |= {
-        "steps": found.fs.steps,
-        "points": len(points),
-        "images": len(found.indices),
-    }
+    with recorded(trial, oracle, whole_course(trial, oracle)) as found:
+        promises = {told.ended for told in found.told if told.call.promises}
+        points = _points(found, promises, trial.effort.points)
+        disk = found.files.disk()
+        with replaced_file_system(UnsyncedFileSystem()):
+            for number, step in enumerate(points):
+                disk.advance(step)
+                for event, image in _left(disk, trial.seed):
+                    _check(found, step, image, found.history(step, event))
+                trial.on_progress(number + 1, len(points))
+        trial.evidence |= {
+            "steps": found.files.steps,
+            "points": len(points),
+            "images": len(found.indices),
+            "seen by": "strace" if found.nursery else "dengine_sm.files",
+        }
 
 
 def _points(found: Record, telling: set[int], wanted: int) -> list[int]:
     """Return steps to fail after, 0 for all: half of them telling ones, others at random."""
-    steps = found.fs.steps
+    steps = found.files.steps
     if not wanted or wanted > steps:
         return list(range(steps + 1))
     rng = random.Random(found.trial.seed)  # noqa: S311 - no secret
@@ -194,25 +250,25 @@ def what_a_restart_flushes_survives_power_loss(trial: Trial) -> None:
     """Kills at steps of one run, starts on what is there, flushes; then the power fails."""
     trial.needs_survival()
     oracle = trial.oracle(salt=108)
-    found = record(trial, oracle, whole_course(trial, oracle))
-    unflushed = {told.ended for told in found.told if not told.call.promises}
-    points = _points(found, unflushed, trial.effort.points // 2)
-    disk = found.fs.disk()
-    for number, step in enumerate(points):
-        disk.advance(step)
-        history = [*found.history(step, "the process is killed"), "flush()", "power fails"]
-        index, image = _flushed_again(found, disk, applies=number % 3 == 0, history=history)
-        with replaced_file_system(UnsyncedFileSystem()):
-            observed = found.index_in(image, history)
-        expect_true(
-            "CRASH-6",
-            f"last_applied(): at least index {index}, as when flush() returned",
-            f"last_applied(): index {observed}",
-            holds=observed >= index,
-            history=history,
-        )
-        trial.on_progress(number + 1, len(points))
-    trial.evidence |= {"steps": found.fs.steps, "points": len(points)}
+    with recorded(trial, oracle, whole_course(trial, oracle)) as found:
+        unflushed = {told.ended for told in found.told if not told.call.promises}
+        points = _points(found, unflushed, trial.effort.points // 2)
+        disk = found.files.disk()
+        for number, step in enumerate(points):
+            disk.advance(step)
+            history = [*found.history(step, "the process is killed"), "flush()", "power fails"]
+            index, image = _flushed_again(found, disk, applies=number % 3 == 0, history=history)
+            with replaced_file_system(UnsyncedFileSystem()):
+                observed = found.index_in(image, history)
+            expect_true(
+                "CRASH-6",
+                f"last_applied(): at least index {index}, as when flush() returned",
+                f"last_applied(): index {observed}",
+                holds=observed >= index,
+                history=history,
+            )
+            trial.on_progress(number + 1, len(points))
+        trial.evidence |= {"steps": found.files.steps, "points": len(points)}
 
 
 def _flushed_again(
@@ -220,20 +276,47 @@ def _flushed_again(
 ) -> tuple[int, Image]:
     """Start after a kill, flush; return the applied index and what a power loss would leave."""
     disk.left_by_kill().restore(found.directory)
-    fs = ForgetfulFileSystem(found.directory, disk.tree())
+    applied: list[int] = []
+
+    def look(machine: StateMachine) -> None:
+        applied.append(machine.last_applied().index)
+
+    def apply(machine: StateMachine) -> Any:
+        chunk = found.oracle.entries(applied[0] + 1, applied[0] + 3)
+        applied.append(applied[0] + len(chunk))
+        return machine.apply_chunk(chunk)
+
+    calls = [
+        Call("start", "start()", 0, 0, lambda machine: machine.start()),
+        Call("last_applied", "last_applied()", 0, 0, look),
+        Call("flush", "flush()", 0, 0, lambda machine: machine.flush()),
+    ]
+    if applies:
+        calls.insert(2, Call("apply_chunk", "apply_chunk(what follows)", 0, 0, apply))
+        history.insert(-2, calls[2].text)
+    files, ends = _files_of(found, calls, disk.tree())
+    lost = files.disk()
+    lost.advance(ends[len(calls) - 1])
+    return applied[-1], lost.left_by_power_loss()
+
+
+def _files_of(
+    found: Record, calls: Sequence[Call], start: Directory
+) -> tuple[Recording, list[int]]:
+    """Make calls on the record's directory; return what became of the files, by call."""
+    trial = found.trial
+    if found.nursery is not None:
+        return traced_files(trial, found.nursery, found.directory, calls, start)
+    fs = ForgetfulFileSystem(found.directory, start)
+    ends = []
     with replaced_file_system(fs):
-        machine = found.trial.open(found.directory)
-        index = machine.last_applied().index
-        chunk = found.oracle.entries(index + 1, index + 3)
-        if applies and chunk:
-            history.insert(-2, f"apply_chunk(entries {index + 1}..{chunk[-1].index})")
-            found.trial.run(machine.apply_chunk(chunk))
-            index = chunk[-1].index
-        machine.flush()
-        lost = fs.disk()
-        found.trial.stop_all()
-    lost.advance(lost.end)
-    return index, lost.left_by_power_loss()
+        machine = trial.open(found.directory, start=False)
+        for call in calls:
+            call.make(trial, machine)
+            ends.append(fs.steps)
+        files = fs.recording()
+        trial.stop_all()
+    return files, ends
 
 
 def a_reset_survives_power_loss(trial: Trial) -> None:
@@ -244,24 +327,24 @@ def a_reset_survives_power_loss(trial: Trial) -> None:
     calls = [course.call("start"), course.apply(), course.apply(), course.call("flush")]
     course.applied = 0
     calls.append(course.call("reset"))
-    found = record(trial, oracle, calls)
-    flushed, reset = found.told[-2], found.told[-1]
-    disk = found.fs.disk()
-    with replaced_file_system(UnsyncedFileSystem()):
-        for step in range(flushed.ended, found.fs.steps + 1):
-            disk.advance(step)
-            for event, image in _left(disk, trial.seed):
-                history = found.history(step, event)
-                index = found.index_in(image, history)
-                allowed = {0} if step >= reset.ended else {0, flushed.call.after}
-                expect_true(
-                    "CRASH-6",
-                    f"last_applied(): index {' or '.join(map(str, sorted(allowed)))}",
-                    f"last_applied(): index {index}",
-                    holds=index in allowed,
-                    history=history,
-                )
-    trial.evidence["steps"] = found.fs.steps - flushed.ended
+    with recorded(trial, oracle, calls) as found:
+        flushed, reset = found.told[-2], found.told[-1]
+        disk = found.files.disk()
+        with replaced_file_system(UnsyncedFileSystem()):
+            for step in range(flushed.ended, found.files.steps + 1):
+                disk.advance(step)
+                for event, image in _left(disk, trial.seed):
+                    history = found.history(step, event)
+                    index = found.index_in(image, history)
+                    allowed = {0} if step >= reset.ended else {0, flushed.call.after}
+                    expect_true(
+                        "CRASH-6",
+                        f"last_applied(): index {' or '.join(map(str, sorted(allowed)))}",
+                        f"last_applied(): index {index}",
+                        holds=index in allowed,
+                        history=history,
+                    )
+        trial.evidence["steps"] = found.files.steps - flushed.ended
 
 
 CHECKS = (

@@ -35,6 +35,8 @@ _LINE = re.compile(r"^(?P<thread>\d+) +(?P<name>\w+)\((?P<rest>.*)$")
 _DESCRIPTOR = re.compile(r"(?:AT_FDCWD|\b\d+)<(?P<path>[^>]*)>")
 _QUOTED = re.compile(r'"(?P<path>(?:[^"\\]|\\.)*)"')
 _WAIT_S = 60.0
+_MAX_STRING = 8 << 20
+"""Bytes of one write; of a larger one strace shows a part."""
 
 
 @attrs.frozen
@@ -73,7 +75,9 @@ def require_strace() -> str:
     """Return strace's path, or leave the check."""
     path = shutil.which("strace")
     if path is None:
-        raise CannotCheckError("strace is not installed: no system call can be made to fail")
+        raise CannotCheckError(
+            "strace is not installed: no system call can be seen or made to fail"
+        )
     return path
 
 
@@ -84,12 +88,24 @@ class Strace:
         pid: the process.
         log: file that strace writes.
         inject: `NAME:...` of strace's `-e inject=`, several joined by space; empty for none.
+        names: of the calls to log; those that write, unless given.
+        with_data: logs all strings whole, in hexadecimal.
     """
 
-    def __init__(self, pid: int, log: Path, inject: str = "") -> None:
+    def __init__(
+        self,
+        pid: int,
+        log: Path,
+        inject: str = "",
+        *,
+        names: Iterable[str] = WRITE_CALLS,
+        with_data: bool = False,
+    ) -> None:
         self._pid = pid
         self._log = log
         self._inject = inject.split()
+        self._names = tuple(names)
+        self._strings = ("-xx", "-s", str(_MAX_STRING)) if with_data else ("-s", "0")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Strace:
@@ -98,8 +114,8 @@ class Strace:
         Raises:
             CannotCheckError: strace is missing or may not trace.
         """
-        traced = ",".join(f"?{name}" for name in (*WRITE_CALLS, _SEND))
-        command = [require_strace(), "-f", "-y", "-s", "0", "-o", str(self._log)]
+        traced = ",".join(f"?{name}" for name in (*self._names, _SEND))
+        command = [require_strace(), "-f", "-y", *self._strings, "-o", str(self._log)]
         command += ["-p", str(self._pid), "-e", f"trace={traced}", "-e", "signal=none"]
         for inject in self._inject:
             command += ["-e", f"inject={inject}"]
@@ -145,9 +161,13 @@ class Strace:
         """Leave the process alone; what was injected is over."""
         self.__exit__(None, None, None)
 
+    def lines(self) -> list[str]:
+        """Return the log so far."""
+        return self._log.read_text(errors="replace").splitlines()
+
     def calls(self) -> list[Call]:
         """Return the write-class calls logged so far, in their order."""
-        return parse_log(self._log.read_text(errors="replace").splitlines())
+        return parse_log(self.lines())
 
 
 def parse_log(lines: Iterable[str]) -> list[Call]:
