@@ -38,6 +38,7 @@ FLOORS = {
     "config": 5,
     "certificate": 5,
     "handler": 6,
+    "copying": 6,
     "node": 7,
     "proposals": 7,
     "server": 8,

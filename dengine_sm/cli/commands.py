@@ -7,6 +7,7 @@ import click
 from dengine_sm.cli.app import CommandGroup, example, listing
 from dengine_sm.cli.config import config
 from dengine_sm.cli.conformance import conformance
+from dengine_sm.cli.copy import copy
 from dengine_sm.cli.dump import dump
 from dengine_sm.cli.exit_codes import MEANINGS
 from dengine_sm.cli.keys import cas, delete, get, put, scan
@@ -41,6 +42,7 @@ for _command in (
     backends,
     check,
     conformance,
+    copy,
     config,
 ):
     main.add_command(_command)
