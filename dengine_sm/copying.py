@@ -423,8 +423,7 @@ class _WorkDirectory:
             StorageLockedError: another copy works in it.
             StorageError: it is somebody else's, or the disk refused.
         """
-        names = names_in(self.path)
-        if self.path.is_symlink() or (names and MARKER not in names):
+        if not self._is_ours():
             raise StorageError(
                 f"'{self.path}', where the copy to '{self._target}' would work, is not a "
                 f"leftover of a copy ('{MARKER}' is missing): expected an absent directory; "
@@ -461,9 +460,14 @@ class _WorkDirectory:
 
     def discard_leftover(self) -> None:
         """Remove what a killed copy left, if anything."""
-        if MARKER in names_in(self.path):
+        if self.path.is_dir() and self._is_ours():
             with contextlib.suppress(StorageLockedError), self:
                 pass
+
+    def _is_ours(self) -> bool:
+        # Empty: killed before the marker was made, or after it was removed.
+        names = names_in(self.path)
+        return not self.path.is_symlink() and (not names or MARKER in names)
 
     def remove(self, path: Path) -> None:
         """Remove a directory in it."""

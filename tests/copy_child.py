@@ -2,7 +2,8 @@
 
 Run as `python copy_child.py SOURCE TARGET`, both `BACKEND:DIR`. For each number on stdin a
 child copies and kills itself before its file operation of that number; the answer is a line
-with the signal, or 0 if the copy ended before.
+with how many operations were left when the copy ended, or `killed`. A child that is to be
+killed before operation 1,000,000 so tells how many there are.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def copy_and_die(operations: int, source: BackendDirectory, target: BackendDirec
     sys.addaudithook(countdown.audit)
     with replaced_file_system(Counted(countdown)):
         asyncio.run(copy_state(source, target))
+    print(countdown.left, flush=True)
 
 
 def main() -> None:
@@ -92,9 +94,10 @@ def main() -> None:
             copy_and_die(int(line), source, target)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status) and status:
+        if status == signal.SIGKILL:
+            print("killed", flush=True)
+        elif status:
             sys.exit(f"the copy failed by itself: {status}")
-        print(os.WTERMSIG(status), flush=True)
 
 
 if __name__ == "__main__":
