@@ -1,4 +1,4 @@
-"""Copies between backends: the same state, refusals, and kills at every point."""
+"""Copies between backends: the same state, what is refused, a node that goes on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from copies import content, entries, fill, install_engines, opened
+from copies import content, copied, entries, fill, install_engines, names_in, opened
 
 from dengine_sm import (
     BackendNotFoundError,
@@ -36,14 +34,11 @@ from dengine_sm.copying import (
     MARKER,
     BackendDirectory,
     CopyProgress,
-    CopyReport,
     Stage,
-    copy_state,
 )
 from dengine_sm.kv import Put, encode_command
 from dengine_sm.model import SnapshotMetadata
 
-CHILD = Path(__file__).parent / "copy_child.py"
 ENTRIES = 500
 PAIRS = [("file", "file"), ("file", "toy-sqlite"), ("toy-sqlite", "file")]
 
@@ -59,14 +54,6 @@ def root(tmp_path: Path) -> Path:
     directory = tmp_path / "root"
     directory.mkdir()
     return directory
-
-
-def copied(source: BackendDirectory, target: BackendDirectory, **rest: Any) -> CopyReport:
-    return asyncio.run(copy_state(source, target, **rest))
-
-
-def names_in(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 def bytes_in(directory: Path) -> dict[Path, bytes]:
@@ -405,90 +392,6 @@ class TestRefusals:
         monkeypatch.undo()
 
         assert names_in(root) == ["source"]
-
-
-class TestInterrupted:
-    @pytest.mark.parametrize("stage", list(Stage))
-    def test_a_cancelled_copy_leaves_nothing(self, root: Path, stage: Stage):
-        source = fill("file", root / "source", entries(ENTRIES))
-
-        async def cancelled() -> None:
-            def told(progress: CopyProgress) -> None:
-                if progress.stage is stage:
-                    task.cancel()
-
-            task = asyncio.ensure_future(
-                copy_state(
-                    BackendDirectory("file", source),
-                    BackendDirectory("toy-sqlite", root / "target"),
-                    on_progress=told,
-                )
-            )
-            await task
-
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(cancelled())
-
-        assert names_in(root) == ["source"]
-        opened("file", source).stop()
-
-    @pytest.mark.parametrize(("one", "other"), PAIRS)
-    @pytest.mark.storm
-    def test_killed_at_any_point(
-        self, root: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str
-    ):
-        source = BackendDirectory(one, fill(one, root / "source", entries(60)))
-        target = BackendDirectory(other, root / "target")
-        expected = look(one, source.directory)
-        monkeypatch.setattr("dengine_sm.loader.run_preflight", lambda *_, **__: [])
-        is_whole: list[bool] = []
-
-        with killer(source, target) as kill:
-            many = 1_000_000
-            total = many - int(kill(many))
-            shutil.rmtree(target.directory)
-            # The last ones are around the rename.
-            points = sorted({*range(1, total, max(1, total // 12)), *range(total - 10, total + 1)})
-            for point in points:
-                assert kill(point) == "killed"
-                is_whole.append(target.directory.exists())
-                if is_whole[-1]:
-                    with pytest.raises(StorageError, match="is not empty"):
-                        copied(source, target)
-                else:
-                    copied(source, target)
-                assert look(other, target.directory) == expected
-                assert names_in(root) == ["source", "target"]
-                shutil.rmtree(target.directory)
-
-        # Absent up to one point, and whole from there on.
-        assert is_whole == sorted(is_whole)
-        assert set(is_whole) == {False, True}
-
-
-def look(backend: str, directory: Path) -> Any:
-    """Return the state, by a shorter way than `content`."""
-    machine = opened(backend, directory)
-    found = machine.scan_prefix(b"")
-    machine.stop()
-    return found
-
-
-@contextmanager
-def killer(source: BackendDirectory, target: BackendDirectory) -> Iterator[Callable[[int], str]]:
-    """Yield what kills a copy before its n-th operation; see `copy_child.py`."""
-    command = [sys.executable, CHILD, str(source), str(target)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-
-        def kill(operation: int) -> str:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{operation}\n")
-            process.stdin.flush()
-            return process.stdout.readline().strip()
-
-        yield kill
 
 
 class TestNode:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dengine_sm import Entry, StateMachine, create_state_machine
+from dengine_sm.copying import BackendDirectory, CopyReport, copy_state
 from dengine_sm.kv import Delete, Put, encode_command
 
 KIT = Path(__file__).parent
@@ -77,6 +78,14 @@ def fill(backend: str, directory: Path, chunk: Sequence[Entry]) -> Path:
     finally:
         machine.stop()
     return directory
+
+
+def copied(source: BackendDirectory, target: BackendDirectory, **rest: Any) -> CopyReport:
+    return asyncio.run(copy_state(source, target, **rest))
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def content(backend: str, directory: Path) -> Any:
