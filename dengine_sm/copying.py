@@ -107,8 +107,8 @@ async def copy_state(
 ) -> CopyReport:
     """Copy the state of one machine into a new machine of the same or another backend.
 
-    The source is in use only while it writes the snapshot. Needs room for one snapshot and
-    the target, or two targets, whichever is more, on the file system of the target.
+    The source is in use only while it writes the snapshot. The file system of the target
+    needs room for the target and one snapshot.
 
     Args:
         source: a machine's directory that no node uses.
