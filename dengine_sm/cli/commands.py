@@ -12,6 +12,7 @@ from dengine_sm.cli.dump import dump
 from dengine_sm.cli.exit_codes import MEANINGS
 from dengine_sm.cli.keys import cas, delete, get, put, scan
 from dengine_sm.cli.load import load
+from dengine_sm.cli.new import new
 from dengine_sm.cli.plugins import backends, check
 from dengine_sm.cli.run import run
 from dengine_sm.cli.server_info import snapshot, status
@@ -39,6 +40,7 @@ for _command in (
     dump,
     status,
     snapshot,
+    new,
     backends,
     check,
     conformance,
