@@ -170,8 +170,8 @@ def _write(target: Path, written: Mapping[str, str]) -> None:
     Raises:
         StorageError: the disk refused.
     """
-    is_absent = not target.exists()
-    if not is_absent and any(target.iterdir()):
+    made = _topmost_absent(target)
+    if made is None and any(target.iterdir()):
         raise click.UsageError(
             f"directory {str(target)!r} is not empty: expected an absent or an empty one; "
             "nothing was written"
@@ -181,7 +181,7 @@ def _write(target: Path, written: Mapping[str, str]) -> None:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             (target / path).write_text(text, encoding="utf-8")
     except BaseException as exc:
-        _remove(target, written, is_absent=is_absent)
+        _remove(target, written, made)
         if isinstance(exc, OSError):
             raise StorageError(
                 f"directory {str(target)!r}: cannot write the project: {exc.strerror or exc}; "
@@ -191,11 +191,20 @@ def _write(target: Path, written: Mapping[str, str]) -> None:
         raise
 
 
-def _remove(target: Path, written: Mapping[str, str], *, is_absent: bool) -> None:
+def _topmost_absent(path: Path) -> Path | None:
+    """Return the directory that has to be made first; None if `path` is there."""
+    absent = None
+    while not path.exists():
+        absent, path = path, path.parent
+    return absent
+
+
+def _remove(target: Path, written: Mapping[str, str], made: Path | None) -> None:
     """Take back what `_write` wrote."""
-    if is_absent:
-        shutil.rmtree(target, ignore_errors=True)
+    if made is not None:
+        shutil.rmtree(made, ignore_errors=True)
         return
     for top in {Path(path).parts[0] for path in written}:
         shutil.rmtree(target / top, ignore_errors=True)
+        # A directory is gone by now.
         (target / top).unlink(missing_ok=True)
