@@ -31,6 +31,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 EXIT_CODE = re.compile(r"^(?P<command>.+?) +# exit code (?P<code>\d+)$", re.MULTILINE)
+MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}
+"""What the kit writes is synced a lot, and proves the same in memory."""
 ENTRY_POINT = "#!{python}\nimport sys\nfrom dengine_sm.cli import main\nsys.exit(main())\n"
 
 
@@ -53,17 +55,28 @@ class Session:
             free.bind(("127.0.0.1", 0))
             listen = f"127.0.0.1:{free.getsockname()[1]}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DENGINE_SM_", "PIP_"))}
-        self.environ = kept | {
-            "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-            "DENGINE_SM_TARGET": listen,
-            "DENGINE_SM__SERVER__LISTEN": listen,
-            "XDG_STATE_HOME": str(root / "state"),
-            "COLUMNS": "200",
-            # What the project needs is there already, its build tool included.
-            "PIP_NO_INDEX": "1",
-            "PIP_NO_BUILD_ISOLATION": "0",
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        }
+        self.environ = (
+            kept
+            | MEMORY
+            | {
+                "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+                "DENGINE_SM_TARGET": listen,
+                "DENGINE_SM__SERVER__LISTEN": listen,
+                "XDG_STATE_HOME": str(root / "state"),
+                "COLUMNS": "200",
+                # What the project needs is there already, its build tool included.
+                "PIP_NO_INDEX": "1",
+                "PIP_NO_BUILD_ISOLATION": "0",
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            }
+        )
+
+    def run(self, page: str) -> None:
+        blocks = list(BLOCK.finditer(page))
+        fences = len(re.findall("^ *```", page, re.MULTILINE))
+        assert fences == 2 * len(blocks), "fences that make no block"
+        for block in blocks:
+            self.use(block)
 
     def sh(self, text: str) -> None:
         script = EXIT_CODE.sub(
@@ -127,7 +140,30 @@ def test_there_are_sessions() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_sessions_run(page: Path, tmp_path: Path) -> None:
-    session = Session(tmp_path)
+    Session(tmp_path).run(page.read_text())
 
-    for block in BLOCK.finditer(page.read_text()):
-        session.use(block)
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        ("```sh\nfalse\n```\n", "false"),
+        ("```sh\nfalse   # exit code 2\n```\n", "exit code 1"),
+        ("```sh\ntrue   # exit code 1\n```\n", "exit code 0"),
+        ("```sh\necho b; echo a\n```\n\n```text\na\nb\n```\n", "expected 'b'"),
+        ("<!-- file: f -->\n```toml\na\n```\n<!-- in: f -->\n```toml\nb\n```\n", "b\n"),
+        ("<!-- file: f -->\n```toml\na\n```\n```diff\n--- f\n-b\n```\n", "f holds this not once"),
+        ("```python\n1\n```\n", "no use for a block 'python'"),
+        ("```sh\ntrue\n", "fences"),
+    ],
+)
+def test_a_page_that_is_not_true_fails(page: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=re.escape(problem)):
+        Session(tmp_path).run(page)
+
+
+def test_a_page_that_is_true_passes(tmp_path: Path) -> None:
+    Session(tmp_path).run(
+        "<!-- file: f -->\n```toml\na\nb\n```\n\n```diff\n--- f\n a\n-b\n+c\n```\n\n"
+        "<!-- in: f -->\n```toml\na\nc\n```\n\n```sh\ncat f\nfalse  # exit code 1\n```\n\n"
+        "```text\na\n...c\n```\n<!-- not run: no -->\n```sh\nfalse\n```\n"
+    )
