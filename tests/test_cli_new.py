@@ -118,11 +118,15 @@ class TestWritten:
             )
             assert done.returncode == 0, done.stdout + done.stderr
 
-    def test_writes_into_an_empty_directory(self) -> None:
-        Path("empty").mkdir()
+    @pytest.mark.parametrize(("directory", "shown"), [(".", "'.[test]'"), ("a b", "'a b[test]'")])
+    def test_writes_into_an_empty_directory(self, directory: str, shown: str) -> None:
+        Path(directory).mkdir(exist_ok=True)
 
-        assert call("x", "--directory", "empty").exit_code == 0
-        assert Path("empty/pyproject.toml").exists()
+        result = call("x", "--directory", directory)
+
+        assert result.exit_code == 0
+        assert f"pip install -e {shown}\n" in result.output
+        assert (Path(directory) / "pyproject.toml").exists()
 
     def test_every_template_is_package_data(self) -> None:
         templates = list((ROOT / "dengine_sm/cli/templates").rglob("*.*"))
