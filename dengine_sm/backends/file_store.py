@@ -192,9 +192,10 @@ class FileStore:
         else:
             self._write_manifest(_Manifest(False, 0, 1))
         log_dir = self.directory / LOG
-        if self._manifest.ready and not log_dir.is_dir():
+        if self._manifest.ready and not names_in(log_dir):
+            # An open log would begin anew there.
             raise CorruptionError(
-                f"log directory {str(log_dir)!r} is missing; nothing was changed",
+                f"log directory {str(log_dir)!r} is missing or empty; nothing was changed",
                 path=log_dir,
                 offset=0,
             )

@@ -38,6 +38,13 @@ class Image:
         files = {other: known for other, known in self.files.items() if other != name}
         return attrs.evolve(self, files=files if content is None else files | {name: content})
 
+    def without(self, name: str, *, keeps_directory: bool = False) -> Image:
+        """Return an image without a directory, or only without all that is below it."""
+        kept = {path: content for path, content in self.files.items() if not _is_in(path, name)}
+        directories = {path for path in self.directories if not _is_in(path, name)}
+        directories -= set() if keeps_directory else {name}
+        return attrs.evolve(self, files=kept, directories=frozenset(directories))
+
     def restore(self, directory: Path) -> Path:
         """Make a directory hold just this, whether it exists or not; return it."""
         directory.mkdir(exist_ok=True)
@@ -64,3 +71,7 @@ class Image:
 def _below(directory: Path) -> Iterator[tuple[str, Path]]:
     for path in directory.rglob("*"):
         yield str(path.relative_to(directory)), path
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return path.startswith(f"{directory}/")

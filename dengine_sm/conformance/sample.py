@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import attrs
 
@@ -27,11 +27,38 @@ _LOOKS = 50
 _LOOK_AGAIN_EVERY = 5
 
 
-@attrs.frozen
-class Wound:
-    """Damage to one file of an image."""
+class Wound(Protocol):
+    """Damage to an image."""
 
-    file: str
+    @property
+    def text(self) -> str:
+        """What was done, before "of" and a name."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it was done to."""
+        ...
+
+    @property
+    def hits_marker(self) -> bool:
+        """Whether a machine may take the directory for a foreign one."""
+        ...
+
+    def inflicted_on(self, image: Image) -> Image:
+        """Return the damaged image."""
+        ...
+
+    def allowed(self, sample: Sample) -> set[int]:
+        """Return the applied indices that a machine may recover to, if it does not raise."""
+        ...
+
+
+@attrs.frozen
+class FileWound:
+    """Damage to one file."""
+
+    name: str
     content: bytes | None
     """What the file holds now; None when it is gone."""
     first: int
@@ -44,6 +71,51 @@ class Wound:
     def hits_marker(self) -> bool:
         """Whether a machine may take the directory for a foreign one."""
         return self.content is None or self.first < _MARKER_BYTES
+
+    def inflicted_on(self, image: Image) -> Image:
+        """Return the damaged image."""
+        return image.with_file(self.name, self.content)
+
+    def allowed(self, sample: Sample) -> set[int]:
+        """Return the applied indices that a machine may recover to, if it does not raise."""
+        if self.name not in sample.changed:
+            return {sample.whole}
+        size = sample.old_size(self.name)
+        if size is None or (self.content is not None and self.first >= size):
+            return {sample.whole, sample.floor}
+        flushed = sample.earlier.files.get(self.name, b"")
+        if self.is_tail and self.first >= len(flushed):
+            # Nothing is left to tell that this was not the last write.
+            return {sample.whole, sample.first}
+        return {sample.whole}
+
+
+@attrs.frozen
+class DirectoryWound:
+    """Loss of a directory with all that is in it, or only of all that is in it."""
+
+    name: str
+    keeps_directory: bool = False
+
+    @property
+    def text(self) -> str:
+        """What was done."""
+        return "loss of all files" if self.keeps_directory else "loss"
+
+    @property
+    def hits_marker(self) -> bool:
+        """Whether a machine may take the directory for a foreign one."""
+        return True
+
+    def inflicted_on(self, image: Image) -> Image:
+        """Return the damaged image."""
+        return image.without(self.name, keeps_directory=self.keeps_directory)
+
+    def allowed(self, sample: Sample) -> set[int]:
+        """Return the applied indices that a machine may recover to, if it does not raise."""
+        lost = set(sample.after.files) - set(self.inflicted_on(sample.after).files)
+        is_last_write = lost <= set(sample.changed) - set(sample.before.files)
+        return {sample.whole, sample.floor} if is_last_write else {sample.whole}
 
 
 @attrs.define
@@ -81,27 +153,14 @@ class Sample:
         old, new = self.before.files.get(name), self.after.files[name]
         return len(old) if old is not None and new.startswith(old) else None
 
-    def allowed(self, wound: Wound) -> set[int]:
-        """Return the applied indices that a machine may recover to, if it does not raise."""
-        if wound.file not in self.changed:
-            return {self.whole}
-        size = self.old_size(wound.file)
-        if size is None or (wound.content is not None and wound.first >= size):
-            return {self.whole, self.floor}
-        flushed = self.earlier.files.get(wound.file, b"")
-        if wound.is_tail and wound.first >= len(flushed):
-            # Nothing is left to tell that this was not the last write.
-            return {self.whole, self.first}
-        return {self.whole}
-
     def examine(self, wound: Wound, *, may_refuse: bool = True, goes_on: bool = False) -> bool:
         """Start on a damaged image; tell whether the machine recovered."""
         __tracebackhide__ = True
-        self.after.with_file(wound.file, wound.content).restore(self.directory)
-        history = [f"{wound.text} of {wound.file!r}", "start()"]
+        wound.inflicted_on(self.after).restore(self.directory)
+        history = [f"{wound.text} of {wound.name!r}", "start()"]
         try:
             with self._process() as machine:
-                self._check_state(machine, self.allowed(wound), history, "CorruptionError, or ")
+                self._check_state(machine, wound.allowed(self), history, "CorruptionError, or ")
                 if goes_on:
                     self._go_on(machine, history)
         except StorageError as exc:
@@ -184,15 +243,17 @@ class Sample:
             )
 
     def _check_nothing_lost(self, wound: Wound, history: list[str]) -> None:
-        """Start again, and once more with the file put back: a refusal destroys nothing."""
+        """Start again, and once more with all put back: a refusal destroys nothing."""
         __tracebackhide__ = True
         history = [*history, "start()"]
         with contextlib.suppress(StorageError), self._process() as machine:
-            self._check_state(machine, self.allowed(wound), history, "CorruptionError again, or ")
-        history += [f"{wound.file!r} is put back", "start()"]
-        path = self.directory / wound.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.after.files[wound.file])
+            self._check_state(machine, wound.allowed(self), history, "CorruptionError again, or ")
+        history += [f"{wound.name!r} is put back", "start()"]
+        damaged = wound.inflicted_on(self.after)
+        for name in self.after.differing(damaged):
+            path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.after.files[name])
         try:
             with self._process() as machine:
                 self._check_state(machine, {self.whole, self.floor}, history)
@@ -209,8 +270,14 @@ class Sample:
 
 
 @contextlib.contextmanager
-def killed_machine(trial: Trial, salt: int) -> Iterator[Sample]:
-    """Use a machine, kill it after one more write, and keep its directory before and after."""
+def killed_machine(trial: Trial, salt: int, *, installs: bool = True) -> Iterator[Sample]:
+    """Use a machine, kill it after one more write, and keep its directory before and after.
+
+    Args:
+        trial: the check's.
+        salt: parts the log from those of other checks.
+        installs: whether the machine also installs a snapshot, which makes more kinds of files.
+    """
     trial.needs_survival()
     trial.needs_maker()
     assert trial.subject.maker is not None
@@ -221,7 +288,9 @@ def killed_machine(trial: Trial, salt: int) -> Iterator[Sample]:
         machine = nursery.spawn(directory)
         machine.start()
         applied = _apply(machine, oracle, rng, 0, 20)
-        metadata = _install_own_snapshot(machine, oracle.id_at(applied), trial)
+        metadata = None
+        if installs:
+            metadata = _install_own_snapshot(machine, oracle.id_at(applied), trial)
         applied = _apply(machine, oracle, rng, applied, 36)
         machine.flush()
         earlier, first = _image_of_idle(directory), applied
@@ -259,7 +328,7 @@ def _apply_chunk(machine: RemoteMachine, oracle: Oracle, applied: int, last: int
 def _install_own_snapshot(
     machine: RemoteMachine, last_included: object, trial: Trial
 ) -> SnapshotMetadata:
-    """Let the machine install what it has just written: one more kind of file."""
+    """Let the machine install what it has just written."""
     path = trial.directory("snapshot") / "taken"
     machine.generate_snapshot_data(path, last_included)
     metadata: SnapshotMetadata = machine.snapshot_metadata()

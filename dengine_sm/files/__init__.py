@@ -9,6 +9,7 @@ from dengine_sm.files.filesystem import (
     make_directories,
     names_in,
     replaced_file_system,
+    storage_errors,
     sync_directory,
 )
 from dengine_sm.files.framed_log import FramedLog, LogRecord, RecoveryReport
@@ -28,6 +29,7 @@ __all__ = [
     "read_checked_file",
     "replace_file",
     "replaced_file_system",
+    "storage_errors",
     "sync_directory",
     "write_checked_file",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from broken_base import breaks
+from broken_base import SoundFileMachine, breaks
 from marked_store import HEADER, MarkedStore
 from plain_stores import Machine
 
@@ -212,3 +213,22 @@ class ThrowsDamagedFilesAway(Machine):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(ThrowsAwayStore(directory))
+
+
+@breaks("CRASH-5")
+class BeginsAnewWhenItsLogIsGone(SoundFileMachine):
+    """A directory whose log is empty counts as a new one."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.directory = directory
+
+    def start(self) -> None:
+        log = self.directory / "log"
+        if self.directory.exists() and not (log.is_dir() and any(log.iterdir())):
+            for path in self.directory.glob("MANIFEST"):
+                path.unlink()
+            shutil.rmtree(log, ignore_errors=True)
+            for path in self.directory.glob("checkpoint-*"):
+                shutil.rmtree(path)
+        super().start()

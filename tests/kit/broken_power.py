@@ -32,6 +32,19 @@ class FlushesWithoutASync(Machine):
         super().__init__(NeverSyncedStore(directory))
 
 
+class ClosesUnsyncedStore(MarkedStore):
+    def close(self) -> None:
+        self.release()
+
+
+@breaks("CRASH-6")
+class StopsWithoutASync(Machine):
+    """`stop` leaves to the kernel what was not flushed before."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(ClosesUnsyncedStore(directory))
+
+
 class NoEntriesStore(MarkedStore):
     def sync_directory(self) -> None:
         pass

@@ -6,7 +6,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 from dengine_sm.conformance.profile import Profile
-from dengine_sm.conformance.sample import CLAUSE, Sample, Wound, killed_machine
+from dengine_sm.conformance.sample import (
+    CLAUSE,
+    DirectoryWound,
+    FileWound,
+    Sample,
+    Wound,
+    killed_machine,
+)
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, NotBoundError
 
@@ -22,7 +29,7 @@ def a_torn_last_write_recovers(trial: Trial) -> None:
     with killed_machine(trial, salt=110) as sample:
         grown = [name for name in sample.changed if sample.old_size(name) is not None]
         cuts = [
-            Wound(name, content[:at], at, f"the last write is cut at offset {at}")
+            FileWound(name, content[:at], at, f"the last write is cut at offset {at}")
             for name in grown
             for content in [sample.after.files[name]]
             for at in range(sample.old_size(name) or 0, len(content))
@@ -52,27 +59,34 @@ def damage_is_refused_or_without_effect(trial: Trial) -> None:
         trial.evidence["wounds"] = len(wounds)
 
 
-def a_missing_file_is_noticed(trial: Trial) -> None:
-    """Takes away each file in turn; the state is right, or the start refused."""
-    with killed_machine(trial, salt=112) as sample:
-        names = sorted(sample.after.files)
-        if not names:
-            raise CannotCheckError("the machine keeps no file in its directory")
-        for number, name in enumerate(names):
-            sample.examine(Wound(name, None, 0, "loss"))
-            trial.on_progress(number + 1, len(names))
-        trial.evidence["files"] = len(names)
+def what_is_missing_is_noticed(trial: Trial) -> None:
+    """Takes away each file and directory in turn; the state is right, or the start refused."""
+    counts = {"files": 0, "directories": 0}
+    for installs in (True, False):
+        with killed_machine(trial, salt=112, installs=installs) as sample:
+            names, directories = sorted(sample.after.files), sorted(sample.after.directories)
+            if not names:
+                raise CannotCheckError("the machine keeps no file in its directory")
+            wounds: list[Wound] = [FileWound(name, None, 0, "loss") for name in names]
+            for name in directories:
+                wounds += [DirectoryWound(name), DirectoryWound(name, keeps_directory=True)]
+            for number, wound in enumerate(wounds):
+                sample.examine(wound)
+                trial.on_progress(number + 1, len(wounds))
+            counts["files"] += len(names)
+            counts["directories"] += len(directories)
+    trial.evidence |= counts
 
 
-def _whole_files(sample: Sample) -> Iterator[Wound]:
+def _whole_files(sample: Sample) -> Iterator[FileWound]:
     """Yield what file systems are known to leave: empty files, and files of zeros."""
     for name, content in sorted(sample.after.files.items()):
         if content:
-            yield Wound(name, b"", 0, "loss of all bytes")
-            yield Wound(name, bytes(len(content)), 0, "zeroing")
+            yield FileWound(name, b"", 0, "loss of all bytes")
+            yield FileWound(name, bytes(len(content)), 0, "zeroing")
 
 
-def _zeroed_tails(sample: Sample) -> Iterator[Wound]:
+def _zeroed_tails(sample: Sample) -> Iterator[FileWound]:
     """Yield the last write with zeros to its end: what a power loss leaves of unsynced pages."""
     for name in sample.changed:
         old, content = sample.old_size(name), sample.after.files[name]
@@ -81,10 +95,10 @@ def _zeroed_tails(sample: Sample) -> Iterator[Wound]:
         for part in range(_TAILS):
             at = old + (len(content) - old) * part // _TAILS
             zeroed = content[:at] + bytes(len(content) - at)
-            yield Wound(name, zeroed, at, f"zeros from {at} to the end", is_tail=True)
+            yield FileWound(name, zeroed, at, f"zeros from {at} to the end", is_tail=True)
 
 
-def _places(sample: Sample) -> Iterator[Wound]:
+def _places(sample: Sample) -> Iterator[FileWound]:
     """Yield damage at offsets: one bit at each, and by turns other kinds."""
     rng = random.Random(sample.trial.seed)  # noqa: S311 - no secret
     points = sample.trial.effort.points // 2
@@ -95,11 +109,11 @@ def _places(sample: Sample) -> Iterator[Wound]:
         yield from kinds[1:] if not points else [kinds[1 + number % (len(kinds) - 1)]]
 
 
-def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[Wound]:
+def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[FileWound]:
     flipped = bytearray(content)
     flipped[at] ^= 1 << bit
-    yield Wound(name, bytes(flipped), at, f"a flipped bit at offset {at}")
-    yield Wound(name, content[:at], at, f"a cut at offset {at}", is_tail=True)
+    yield FileWound(name, bytes(flipped), at, f"a flipped bit at offset {at}")
+    yield FileWound(name, content[:at], at, f"a cut at offset {at}", is_tail=True)
     page = at // _PAGE_BYTES * _PAGE_BYTES
     for first, end in ((at, at + _RUN_BYTES), (page, page + _PAGE_BYTES), (at, len(content))):
         part = content[first:end]
@@ -108,7 +122,7 @@ def _at(name: str, content: bytes, at: int, bit: int) -> Iterator[Wound]:
             text = f"zeros in place of {first}..{first + len(part) - 1}"
             # Zeros that were there before are no damage.
             hurt = first + len(part) - len(part.lstrip(b"\0"))
-            yield Wound(name, zeroed, hurt, text, is_tail=end >= len(content))
+            yield FileWound(name, zeroed, hurt, text, is_tail=end >= len(content))
 
 
 def _offsets(sample: Sample, rng: random.Random, count: int) -> list[tuple[str, int]]:
@@ -127,7 +141,7 @@ def _offsets(sample: Sample, rng: random.Random, count: int) -> list[tuple[str, 
     return chosen
 
 
-def _sampled(wounds: Sequence[Wound], trial: Trial, count: int) -> list[Wound]:
+def _sampled(wounds: Sequence[FileWound], trial: Trial, count: int) -> list[FileWound]:
     rng = random.Random(trial.seed)  # noqa: S311 - no secret
     if not count:
         count = _MOST
@@ -139,5 +153,5 @@ def _sampled(wounds: Sequence[Wound], trial: Trial, count: int) -> list[Wound]:
 CHECKS = (
     Check(CLAUSE, a_torn_last_write_recovers, Profile.QUICK),
     Check(CLAUSE, damage_is_refused_or_without_effect),
-    Check(CLAUSE, a_missing_file_is_noticed),
+    Check(CLAUSE, what_is_missing_is_noticed),
 )
