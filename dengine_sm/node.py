@@ -62,7 +62,7 @@ class NodeStatus:
     in_flight: int
     """Proposals that wait for commit and apply."""
     snapshot: SnapshotMetadata | None
-    """The newest published snapshot."""
+    """The newest snapshot that the state machine has taken or installed."""
     failure: str | None
     """Why the node stopped, if it failed."""
 
