@@ -208,16 +208,69 @@ def test_a_file_that_was_cut_is_refused_and_left_alone(tmp_path, clean, cut):
     assert raised.value.path == data
 
 
-def test_a_cut_last_commit_is_refused_where_commits_are_synced(tmp_path):
+def test_a_cut_last_commit_is_refused_at_the_start_where_commits_are_synced(tmp_path):
     worked = working(tmp_path / "data", 6, Durability.PER_APPLY)
-    worked.write(300)
+    worked.store.write(WriteBatch({b"%04d" % number: bytes(300) for number in range(500)}))
+    for _ in range(6):
+        # Roots go back to pages near the begin of the file; at its end are leaves.
+        worked.store.write(WriteBatch({b"0000": b""}))
+    expected = dict(worked.store.scan(b"", None))
     shutil.copytree(worked.store.directory, tmp_path / "image")
     worked.store.close()
     data = tmp_path / "image" / GENERATION / "data.mdb"
-    os.truncate(data, 6 * PAGE)
+    content = data.read_bytes()
+    refused = 0
 
-    with pytest.raises(CorruptionError):
-        LMDBStore(tmp_path / "image").open()
+    for pages in range(2, len(content) // PAGE):
+        data.write_bytes(content[: pages * PAGE])
+        cut = LMDBStore(tmp_path / "image")
+        try:
+            cut.open()
+        except CorruptionError:
+            refused += 1
+        else:
+            assert expected == dict(cut.scan(b"", None))
+            cut.close()
+
+    assert refused > 20
+
+
+def test_what_a_root_leads_to_is_synced_before_the_root(tmp_path, monkeypatch):
+    from dengine_sm_lmdb import generation as module
+
+    calls: list[str] = []
+
+    class Recording:
+        def __init__(self, env):
+            self.env = env
+
+        def __getattr__(self, name):
+            return getattr(self.env, name)
+
+        def sync(self, force):
+            calls.append("sync")
+            self.env.sync(force)
+
+    def write_root(*arguments):
+        calls.append("root")
+        write_checked_file(*arguments)
+
+    write_checked_file = module.write_checked_file
+    monkeypatch.setattr(module, "write_checked_file", write_root)
+    worked = working(tmp_path / "data", 11)
+    generation = worked.store._open_generation()
+    generation.env = Recording(generation.env)  # type: ignore[assignment]
+    calls.clear()
+
+    worked.write()
+    assert calls == ["root"]
+    worked.store.flush()
+    assert calls == ["root", "sync", "root"]
+    worked.store.flush()
+    assert calls == ["root", "sync", "root"]
+    worked.write()
+    worked.store.close()
+    assert calls == ["root", "sync", "root", "sync", "root"]
 
 
 @pytest.mark.parametrize("name", ["data.mdb", "ROOT"])
@@ -273,6 +326,7 @@ def shortened(directory: Path, durability: Durability) -> Worked:
                         txn.put(key, bytes(worked.rng.choice((10, 300, 900, 5000))))
             if worked.data.stat().st_size < generation._needed_bytes():
                 return worked
+            worked.store.flush()
         worked.store.close()
     raise AssertionError("LMDB wrote all pages every time")
 
