@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import lmdb
 import pytest
 from dengine_sm_lmdb import LMDBOptions
 from dengine_sm_lmdb.store import LMDBStore
@@ -187,6 +188,46 @@ def test_a_failed_replacement_leaves_the_old_state_and_no_files(store, tmp_path)
     assert sorted(numbered(0, 10).items()) == list(store.scan(b"", None))
 
 
+def test_when_lmdb_gives_up_the_state_before_can_be_read_and_an_install_heals(store, tmp_path):
+    store.write(WriteBatch(numbered(0, 300)))
+    generation = store._open_generation()
+    begin = generation.begin
+
+    def no_more(*arguments, **options):
+        raise lmdb.PanicError("mdb_txn_begin", -30795)
+
+    def fails(*arguments, write=False, **options):
+        if not write:
+            return begin(*arguments, **options)
+        generation.begin = no_more
+        raise lmdb.DiskError("mdb_txn_commit", 28)
+
+    generation.begin = fails
+    store._live = (no_more, None)
+
+    with pytest.raises(StorageError, match="mdb_txn_commit"):
+        store.write(WriteBatch(numbered(100, 300, b"new")))
+    with pytest.raises(StorageError, match="closed and opened again"):
+        store.write(WriteBatch({b"a": b"1"}))
+    views = [store.view(), store.view()]
+    for reader in (store, *views):
+        assert sorted(numbered(0, 300).items()) == list(reader.scan(b"", None))
+        assert reader.count() == 300
+        assert reader.get(b"00000000") == b"v" * 200
+    views[0].close()
+    with pytest.raises(NotRunningError):
+        views[0].count()
+
+    store.replace_all([WriteBatch({b"new": b"1"})])
+
+    assert views[1].count() == 300
+    store.write(WriteBatch({b"newer": b"2"}))
+    assert list(store.scan(b"", None)) == [(b"new", b"1"), (b"newer", b"2")]
+    assert deleted_files_open()
+    views[1].close()
+    assert not deleted_files_open()
+
+
 def test_many_environments_of_the_default_map_fit_into_one_process(tmp_path):
     stores = [LMDBStore(tmp_path / str(number)) for number in range(60)]
     for store in stores:
@@ -291,6 +332,50 @@ RACE = """
 
 def test_reads_that_race_with_everything_are_right_or_refused_and_never_crash(tmp_path):
     run_child(RACE, tmp_path / "data")
+
+
+FORK = """
+    import gc, os, sys
+    from pathlib import Path
+    from dengine_sm.errors import NotRunningError
+    from dengine_sm.kv import WriteBatch
+    from dengine_sm_lmdb.store import LMDBStore
+
+    store = LMDBStore(Path(sys.argv[1]))
+    store.open()
+    data = {b"%06d" % n: b"0" * 200 for n in range(5000)}
+    store.write(WriteBatch(dict(data)))
+    view = store.view()
+    scan = store.scan(b"", None)
+    next(scan)
+    assert store.get(b"000000") == b"0" * 200
+    child = os.fork()
+    if not child:
+        for read in (store.count, view.count, lambda: store.get(b"a"), lambda: list(scan)):
+            try:
+                read()
+            except NotRunningError:
+                continue
+            sys.exit(1)
+        store.close()
+        del read, view, scan, store
+        gc.collect()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for number in range(1, 20):
+        store.write(WriteBatch(dict.fromkeys(data, b"%d" % number * 150)))
+        store.flush()
+    assert dict(view.scan(b"", None)) == data
+    view.close()
+    store.close()
+    store.open()
+    assert store.count() == len(data)
+    store.close()
+    """
+
+
+def test_a_forked_child_finds_all_closed_and_leaves_it_to_its_parent(tmp_path):
+    run_child(FORK, tmp_path / "data")
 
 
 def test_listing_the_backends_does_not_load_the_engine():

@@ -15,6 +15,7 @@ Source: mdb.c, `mdb_env_write_meta` and `mdb_find_oldest`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections import deque
@@ -278,6 +279,14 @@ class Generation:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def leave_to_parent(self) -> None:
+        """Never touch the environment again, in a process forked off from its owner.
+
+        Closing it, or only collecting it, would free the reader slots of the parent.
+        """
+        self.is_closed = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.env))
 
     # Making
 

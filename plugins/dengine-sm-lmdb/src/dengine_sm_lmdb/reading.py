@@ -107,15 +107,35 @@ class View(Reader):
         """Give the pages of this state free; idempotent."""
         with self._using:
             txn, self._txn = self._txn, None
-            if txn is not None:
+            if txn is None:
+                return
+            # In a forked child it is the parent's, which needs it on.
+            if not self._generation.is_closed:
                 txn.abort()
-        if txn is not None:
-            del txn
-            self._on_close(self._generation)
+        self._on_close(self._generation)
 
     def __del__(self) -> None:
         # A view that was forgotten would keep pages from being used again.
         self.close()
+
+
+class SharedView(Reader):
+    """A view that is read through another one: for when no transaction can be begun."""
+
+    def __init__(self, view: View, on_close: Callable[[], None]) -> None:
+        self._view: View | None = view
+        self._on_close = on_close
+
+    def _read(self, work: Callable[[Transaction, Generation], T]) -> T:
+        if self._view is None:
+            raise _closed()
+        return self._view._read(work)
+
+    def close(self) -> None:
+        """Let go of the other view; idempotent."""
+        view, self._view = self._view, None
+        if view is not None:
+            self._on_close()
 
 
 def _closed() -> NotRunningError:

@@ -6,8 +6,11 @@ On disk: what `DataDirectory` lays out, each generation a directory of LMDB; see
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +26,7 @@ from dengine_sm_lmdb import rows
 from dengine_sm_lmdb.engine import EngineError, MapFullError, Transaction, storage_error
 from dengine_sm_lmdb.generation import Generation, Settings, make_directory
 from dengine_sm_lmdb.options import LMDBOptions
-from dengine_sm_lmdb.reading import Reader, View, closed_begin
+from dengine_sm_lmdb.reading import Reader, SharedView, View, closed_begin
 
 FORMAT = "dengine-sm-lmdb"
 _SYNC_BEHIND_BYTES = 64 << 20
@@ -31,6 +34,17 @@ _SYNC_BEHIND_BYTES = 64 << 20
 no page of the last synced state is used again."""
 
 T = TypeVar("T")
+
+_open_stores: weakref.WeakSet[LMDBStore] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    def leave_to_parent() -> None:
+        for store in list(_open_stores):
+            store.leave_to_parent()
+
+    os.register_at_fork(after_in_child=leave_to_parent)
 
 
 class LMDBStore(Reader):
@@ -62,6 +76,8 @@ class LMDBStore(Reader):
         self._broken: str | None = None
         """Why nothing is written or synced any more."""
         self._has_lost_sync = self._is_in_doubt = False
+        self._last_view: View | None = None
+        """Through which all is read when LMDB begins no transaction any more."""
 
     # Opening and closing
 
@@ -80,6 +96,8 @@ class LMDBStore(Reader):
             raise
         self._broken = None
         self._has_lost_sync = self._is_in_doubt = False
+        _watch_forks()
+        _open_stores.add(self)
         self._use(generation)
 
     def close(self) -> None:
@@ -100,8 +118,18 @@ class LMDBStore(Reader):
                     each.close()
                 self._data_directory.close()
 
+    def leave_to_parent(self) -> None:
+        """Be closed in a forked child, and leave what is open to the parent."""
+        # Locks are not asked: who held them is not in this process.
+        for generation in (self._generation, *self._older):
+            if generation is not None:
+                generation.leave_to_parent()
+        self._older = set()
+        self._use(None)
+
     def _use(self, generation: Generation | None) -> None:
         self._generation = generation
+        self._last_view = None
         if generation is None:
             self._live = (closed_begin, None)
         else:
@@ -144,17 +172,24 @@ class LMDBStore(Reader):
             except EngineError as exc:
                 # Closed or replaced under the read: by whom, is known when they are done.
                 with self._committing:
-                    if self._generation is generation:
+                    last_view = self._last_view
+                    if self._generation is generation and last_view is None:
                         raise storage_error(exc, generation.path, "nothing was read") from exc
+            if last_view is not None:
+                return last_view._read(work)
 
-    def view(self) -> View:
+    def view(self) -> View | SharedView:
         """Pin the current state."""
         with self._viewing:
             generation = self._open_generation()
-            try:
-                view = View(generation, generation.begin(), self._view_closed)
-            except EngineError as exc:
-                raise storage_error(exc, generation.path, "nothing was read") from exc
+            view: View | SharedView
+            if self._last_view is not None:
+                view = SharedView(self._last_view, lambda: self._view_closed(generation))
+            else:
+                try:
+                    view = View(generation, generation.begin(), self._view_closed)
+                except EngineError as exc:
+                    raise storage_error(exc, generation.path, "nothing was read") from exc
             generation.views += 1
             return view
 
@@ -173,13 +208,16 @@ class LMDBStore(Reader):
         while True:
             with self._committing:
                 generation = self._sound_generation()
+                before: Transaction | None = None
                 try:
                     generation.before_commit()
+                    before = generation.begin()
                     self._commit(generation, batch)
                     break
                 except MapFullError:
                     pass
                 except (EngineError, OSError, StorageError) as exc:
+                    self._look_after(generation, before)
                     raise self._write_failed(generation, exc) from exc
             self._grow()
         if not self.writes_block and generation.unsynced_growth() >= _SYNC_BEHIND_BYTES:
@@ -190,6 +228,15 @@ class LMDBStore(Reader):
             rows.change(txn, generation.data, batch.data)
             rows.change(txn, generation.internal, batch.internal)
         generation.after_commit()
+
+    def _look_after(self, generation: Generation, before: Transaction | None) -> None:
+        """Keep what was there before a commit, if that has made LMDB give up."""
+        try:
+            generation.begin()
+        except EngineError as exc:
+            if before is not None:
+                self._last_view = View(generation, before, lambda _: None)
+            self._broken, self._has_lost_sync = str(exc), True
 
     def _write_failed(self, generation: Generation, exc: Exception) -> StorageError:
         error = exc
