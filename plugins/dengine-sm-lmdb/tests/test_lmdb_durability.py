@@ -175,7 +175,7 @@ def test_an_installed_state_heals_a_store_whose_sync_failed(tmp_path, monkeypatc
     worked.write()
     with monkeypatch.context() as patch:
         patch.setattr(
-            "dengine_sm_lmdb.generation.Generation.sync",
+            "dengine_sm_lmdb.generation.Generation._sync",
             lambda *_: (_ for _ in ()).throw(OSError("bad disk")),
         )
         with pytest.raises(StorageError, match="bad disk"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,6 +67,17 @@ def open_environment(
 def open_tables(env: Environment, *, create: bool) -> list[Table]:
     """Return the four tables, in the order of `TABLES`."""
     return [env.open_db(name, create=create) for name in TABLES]
+
+
+@contextmanager
+def storage_errors(path: Path, state: str) -> Iterator[None]:
+    """Translate what is raised inside, but for `MapFullError`, which can be helped."""
+    try:
+        yield
+    except MapFullError:
+        raise
+    except (EngineError, OSError) as exc:
+        raise storage_error(exc, path, state) from exc
 
 
 def storage_error(exc: BaseException, path: Path, state: str) -> StorageError:

@@ -26,7 +26,7 @@ from pathlib import Path
 import attrs
 
 from dengine_sm.codec import decode_prefix, encode
-from dengine_sm.errors import CorruptionError, StorageError
+from dengine_sm.errors import CorruptionError
 from dengine_sm.files import (
     make_directories,
     read_checked_file,
@@ -35,12 +35,11 @@ from dengine_sm.files import (
 )
 from dengine_sm_lmdb.engine import (
     DATA,
-    EngineError,
     Environment,
     Transaction,
     open_environment,
     open_tables,
-    storage_error,
+    storage_errors,
 )
 from dengine_sm_lmdb.rows import Space
 
@@ -51,6 +50,7 @@ _SYNCED_COMMITS = b"synced commits"
 """The same, but a kill may have come before the end of the file was filled up."""
 _COPIED = b"copied"
 """The copied pages that follow are in force."""
+_UNSYNCED = "what was not synced before may be lost at the next start"
 
 
 @attrs.frozen
@@ -92,10 +92,8 @@ class Generation:
             sync=settings.sync_every_commit,
         )
         try:
-            self._prepare(state, create=create)
-        except (EngineError, OSError) as exc:
-            self.close()
-            raise storage_error(exc, path, "nothing was changed") from exc
+            with storage_errors(path, "nothing was changed"):
+                self._prepare(state, create=create)
         except BaseException:
             self.close()
             raise
@@ -148,20 +146,13 @@ class Generation:
 
     def _put_back(self, pages: bytes) -> None:
         """Put the copied roots back; done twice, it is done once."""
-        path = self.path / DATA
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with storage_errors(self.path, "the next start goes back to the last synced state again"):
+            fd = os.open(self.path / DATA, os.O_RDWR | os.O_CLOEXEC)
             try:
                 _write_at(fd, pages, 0)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        except OSError as exc:
-            raise StorageError(
-                f"{str(path)!r}: cannot go back to the last synced state: {exc}; "
-                "opening it again tries again",
-                path=path,
-            ) from exc
 
     def _needed_bytes(self) -> int:
         pages: int = self.env.info()["last_pgno"] + 1
@@ -207,14 +198,9 @@ class Generation:
         if self.settings.sync_every_commit:
             write_checked_file(self.path / ROOT, encode([_SYNCED_COMMITS, b""]))
         else:
-            pin, pages = self._capture()
-            self._keep(pin, pages)
+            with storage_errors(self.path, "nothing was changed"):
+                self._keep(*self._capture())
         self._is_marked = True
-
-    def after_commit(self) -> None:
-        """Do what a commit leaves to be done."""
-        if self.settings.sync_every_commit:
-            self._fill_up()
 
     def unsynced_growth(self) -> int:
         """Return the bytes by which the file grew since the last sync."""
@@ -228,8 +214,12 @@ class Generation:
             committing: held by whoever commits; taken for a moment.
 
         Raises:
-            EngineError, OSError, StorageError: it failed; what is durable is unknown.
+            StorageError: it failed; what is durable is unknown.
         """
+        with storage_errors(self.path, _UNSYNCED):
+            self._sync(committing)
+
+    def _sync(self, committing: AbstractContextManager[object]) -> None:
         if self._pin is None:
             return
         with committing:
@@ -260,11 +250,12 @@ class Generation:
         """Make all durable, and say that the file is in order; no commit may follow.
 
         Raises:
-            EngineError, OSError, StorageError: it failed; what is durable is unknown.
+            StorageError: it failed; what is durable is unknown.
         """
         if self._is_marked:
-            self._fill_up()
-            self.env.sync(True)
+            with storage_errors(self.path, _UNSYNCED):
+                self._fill_up()
+                self.env.sync(True)
             write_checked_file(self.path / ROOT, encode([_IN_FILE, b""]))
             self._is_marked = False
             if self._pin is not None:
@@ -292,13 +283,15 @@ class Generation:
 
     def seal(self) -> None:
         """Make a new environment durable, with the entries of its directory."""
-        self._fill_up()
-        self.env.sync(True)
+        with storage_errors(self.path, "the old state is unchanged"):
+            self._fill_up()
+            self.env.sync(True)
         sync_directory(self.path)
 
     def copy_to(self, path: Path) -> None:
         """Write a compact copy of the newest state."""
-        self.env.copy(str(path), compact=True)
+        with storage_errors(path, "nothing was changed"):
+            self.env.copy(str(path), compact=True)
 
 
 def make_directory(path: Path) -> None:

@@ -11,8 +11,8 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,13 @@ from dengine_sm.errors import NotRunningError, StorageError
 from dengine_sm.files import DataDirectory
 from dengine_sm.kv import WriteBatch
 from dengine_sm_lmdb import rows
-from dengine_sm_lmdb.engine import EngineError, MapFullError, Transaction, storage_error
+from dengine_sm_lmdb.engine import (
+    EngineError,
+    MapFullError,
+    Transaction,
+    storage_error,
+    storage_errors,
+)
 from dengine_sm_lmdb.generation import Generation, Settings, make_directory
 from dengine_sm_lmdb.options import LMDBOptions
 from dengine_sm_lmdb.reading import Reader, SharedView, View, closed_begin
@@ -88,7 +94,7 @@ class LMDBStore(Reader):
         self._data_directory.open()
         try:
             if self._data_directory.is_empty:
-                self._build([])
+                self._build(self._new_generation)
                 self._data_directory.switch()
             generation = Generation(self._data_directory.current, self._settings)
         except BaseException:
@@ -109,7 +115,8 @@ class LMDBStore(Reader):
                 return
             try:
                 if not self._has_lost_sync:
-                    self._finish(generation)
+                    with self._noting_failures():
+                        generation.finish()
             finally:
                 with self._viewing:
                     self._use(None)
@@ -186,10 +193,8 @@ class LMDBStore(Reader):
             if self._last_view is not None:
                 view = SharedView(self._last_view, lambda: self._view_closed(generation))
             else:
-                try:
+                with storage_errors(generation.path, "nothing was read"):
                     view = View(generation, generation.begin(), self._view_closed)
-                except EngineError as exc:
-                    raise storage_error(exc, generation.path, "nothing was read") from exc
             generation.views += 1
             return view
 
@@ -208,68 +213,52 @@ class LMDBStore(Reader):
         while True:
             with self._committing:
                 generation = self._sound_generation()
-                before: Transaction | None = None
                 try:
-                    generation.before_commit()
-                    before = generation.begin()
-                    self._commit(generation, batch)
+                    self._commit_or_look_after(generation, batch)
                     break
                 except MapFullError:
                     pass
-                except (EngineError, OSError, StorageError) as exc:
-                    self._look_after(generation, before)
-                    raise self._write_failed(generation, exc) from exc
             self._grow()
         if not self.writes_block and generation.unsynced_growth() >= _SYNC_BEHIND_BYTES:
             self._sync_behind()
 
-    def _commit(self, generation: Generation, batch: WriteBatch) -> None:
-        with generation.begin(write=True) as txn:
-            rows.change(txn, generation.data, batch.data)
-            rows.change(txn, generation.internal, batch.internal)
-        generation.after_commit()
-
-    def _look_after(self, generation: Generation, before: Transaction | None) -> None:
-        """Keep what was there before a commit, if that has made LMDB give up."""
+    def _commit_or_look_after(self, generation: Generation, batch: WriteBatch) -> None:
+        """Commit; if it fails, see to it that what was there before can be read on."""
+        before: Transaction | None = None
         try:
-            generation.begin()
-        except EngineError as exc:
-            if before is not None:
-                self._last_view = View(generation, before, lambda _: None)
-            self._broken, self._has_lost_sync = str(exc), True
-
-    def _write_failed(self, generation: Generation, exc: Exception) -> StorageError:
-        error = exc
-        if not isinstance(error, StorageError):
-            error = storage_error(exc, generation.path, "nothing of the batch was written")
-        if self.writes_block:
-            # Maybe it was the sync that failed.
-            self._broken, self._has_lost_sync = str(error), True
-        return error
+            with storage_errors(generation.path, "nothing of the batch was written"):
+                generation.before_commit()
+                before = generation.begin()
+                _commit(generation, batch)
+        except StorageError as exc:
+            # Where commits are synced, maybe it was the sync that failed.
+            has_failed = self.writes_block
+            try:
+                generation.begin()
+            except EngineError:
+                # LMDB has given up: it begins no transaction any more.
+                has_failed = True
+                if before is not None:
+                    self._last_view = View(generation, before, lambda _: None)
+            if has_failed:
+                self._broken, self._has_lost_sync = str(exc), True
+            raise
 
     def flush(self) -> None:
         """Make everything committed durable."""
         with self._flushing:
             generation = self._sound_generation()
-            try:
+            with self._noting_failures():
                 generation.sync(self._committing)
-            except (EngineError, OSError, StorageError) as exc:
-                raise self._sync_failed(generation, exc) from exc
 
-    def _finish(self, generation: Generation) -> None:
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        """After a failed sync, nothing is synced until a restart."""
         try:
-            generation.finish()
-        except (EngineError, OSError, StorageError) as exc:
-            raise self._sync_failed(generation, exc) from exc
-
-    def _sync_failed(self, generation: Generation, exc: Exception) -> StorageError:
-        error = exc
-        if not isinstance(error, StorageError):
-            error = storage_error(
-                exc, generation.path, "what was not synced before may be lost at the next start"
-            )
-        self._broken, self._has_lost_sync = str(error), True
-        return error
+            yield
+        except StorageError as exc:
+            self._broken, self._has_lost_sync = str(exc), True
+            raise
 
     def _sync_behind(self) -> None:
         if self._syncing is None or not self._syncing.is_alive():
@@ -294,7 +283,8 @@ class LMDBStore(Reader):
             old = self._sound_generation()
             size = old.map_size
             larger = attrs.evolve(self._settings, map_size=2 * size)
-            self._finish(old)
+            with self._noting_failures():
+                old.finish()
             with self._viewing:
                 if not old.views:
                     self._reopen(old, larger)
@@ -319,16 +309,12 @@ class LMDBStore(Reader):
 
     def _move(self, old: Generation, settings: Settings) -> None:
         """Go on in a copy, and leave the old environment to the views that read it."""
-        path = self._data_directory.next
-        try:
-            make_directory(path)
+
+        def copied(path: Path) -> Generation:
             old.copy_to(path)
-            copied = Generation(path, attrs.evolve(settings, sync_every_commit=False), create=True)
-        except (EngineError, OSError) as exc:
-            shutil.rmtree(path, ignore_errors=True)
-            raise storage_error(exc, path, "nothing was changed") from exc
-        copied.seal()
-        copied.close()
+            return self._new_generation(path)
+
+        self._build(copied)
         self._switch(old, settings)
 
     # Replacing
@@ -339,45 +325,39 @@ class LMDBStore(Reader):
         if self._is_in_doubt:
             # What is on the disk may already be the one that would be written over.
             self._sound_generation()
-        self._build(batches)
+        self._build(lambda path: self._filled(path, batches))
         with self._flushing, self._committing:
             self._switch(self._open_generation(), self._settings)
             # What went wrong with the old files is of no account any more.
             self._broken, self._has_lost_sync = None, False
 
-    def _build(self, batches: Iterable[WriteBatch]) -> None:
-        """Write the sum of the batches as the next generation, durably."""
+    def _build(self, make: Callable[[Path], Generation]) -> None:
+        """Make the next generation, durably, by what makes it in an empty directory."""
         path = self._data_directory.next
-        settings = attrs.evolve(self._settings, sync_every_commit=False)
-        generation: Generation | None = None
         try:
             make_directory(path)
-            generation = Generation(path, settings, create=True)
-            for batch in batches:
-                generation = self._commit_growing(generation, batch)
-            generation.seal()
-            generation.close()
-        except BaseException as exc:
-            if generation is not None:
+            generation = make(path)
+            try:
+                generation.seal()
+            finally:
                 generation.close()
+        except BaseException:
             shutil.rmtree(path, ignore_errors=True)
-            if isinstance(exc, EngineError | OSError):
-                raise storage_error(exc, path, "the old state is unchanged") from exc
             raise
 
-    def _commit_growing(self, generation: Generation, batch: WriteBatch) -> Generation:
-        while True:
-            try:
-                self._commit(generation, batch)
-                return generation
-            except MapFullError:
-                size = generation.map_size
-                generation.seal()
-                generation.close()
-                settings = attrs.evolve(generation.settings, map_size=2 * size)
-                generation = Generation(generation.path, settings)
-                if generation.map_size <= size:
-                    raise
+    def _new_generation(self, path: Path) -> Generation:
+        return Generation(path, attrs.evolve(self._settings, sync_every_commit=False), create=True)
+
+    def _filled(self, path: Path, batches: Iterable[WriteBatch]) -> Generation:
+        """Return an environment that holds the sum of the batches."""
+        generation = self._new_generation(path)
+        try:
+            for batch in batches:
+                generation = _commit_growing(generation, batch)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
 
     def _switch(self, old: Generation, settings: Settings) -> None:
         """Put the next generation in force, and let go of the old one."""
@@ -396,3 +376,27 @@ class LMDBStore(Reader):
             old.close()
         # Its files are gone from here on; their space comes back when no view maps them.
         self._data_directory.remove_old()
+
+
+def _commit(generation: Generation, batch: WriteBatch) -> None:
+    with generation.begin(write=True) as txn:
+        rows.change(txn, generation.data, batch.data)
+        rows.change(txn, generation.internal, batch.internal)
+
+
+def _commit_growing(generation: Generation, batch: WriteBatch) -> Generation:
+    """Commit to a generation that nobody reads; return it, or the one in its place."""
+    while True:
+        try:
+            with storage_errors(generation.path, "the old state is unchanged"):
+                _commit(generation, batch)
+            return generation
+        except MapFullError as exc:
+            size = generation.map_size
+            generation.seal()
+            generation.close()
+            settings = attrs.evolve(generation.settings, map_size=2 * size)
+            generation = Generation(generation.path, settings)
+            if generation.map_size <= size:
+                generation.close()
+                raise storage_error(exc, generation.path, "the old state is unchanged") from exc
