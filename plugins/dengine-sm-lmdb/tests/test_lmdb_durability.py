@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import attrs
@@ -112,6 +115,35 @@ def test_a_kill_leaves_the_state_of_the_last_flush(tmp_path):
 
     assert flushed == state_of(tmp_path / "image")
     assert worked.model == state_of(worked.store.directory)
+
+
+TOOL = """
+    import sys, lmdb
+    env = lmdb.open(sys.argv[1], readonly=True, max_dbs=4)
+    env.begin()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("unflushed", [1, 2])
+def test_a_tool_that_looks_on_does_not_hinder_the_way_back(tmp_path, unflushed):
+    worked = working(tmp_path / "data", 12)
+    worked.write()
+    worked.store.flush()
+    flushed = dict(worked.model)
+    for _ in range(unflushed):
+        worked.write()
+    shutil.copytree(worked.store.directory, tmp_path / "image")
+    worked.store.close()
+    command = [sys.executable, "-c", textwrap.dedent(TOOL), str(tmp_path / "image" / GENERATION)]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tool:
+        assert tool.stdout is not None
+        assert tool.stdin is not None
+        assert tool.stdout.readline() == b"open\n"
+        assert flushed == state_of(tmp_path / "image")
+        tool.stdin.close()
 
 
 def test_synced_commits_are_there_after_a_kill(tmp_path):

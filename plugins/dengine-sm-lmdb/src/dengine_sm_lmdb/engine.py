@@ -19,6 +19,7 @@ EngineError = lmdb.Error
 MapFullError = lmdb.MapFullError
 
 DATA = "data.mdb"
+LOCK = "lock.mdb"
 TABLES = (b"data", b"data-long", b"internal", b"internal-long")
 _LIB_VERSION = 0
 """LMDB 0.9 and its file format, which every tool reads, whatever else is bundled."""

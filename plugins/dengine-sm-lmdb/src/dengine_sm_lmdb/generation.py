@@ -35,6 +35,7 @@ from dengine_sm.files import (
 )
 from dengine_sm_lmdb.engine import (
     DATA,
+    LOCK,
     Environment,
     Transaction,
     open_environment,
@@ -147,6 +148,8 @@ class Generation:
     def _put_back(self, pages: bytes) -> None:
         """Put the copied roots back; done twice, it is done once."""
         with storage_errors(self.path, "the next start goes back to the last synced state again"):
+            # It may name a later commit, and a tool that has it open would keep it so.
+            (self.path / LOCK).unlink(missing_ok=True)
             fd = os.open(self.path / DATA, os.O_RDWR | os.O_CLOEXEC)
             try:
                 _write_at(fd, pages, 0)
