@@ -156,6 +156,29 @@ def test_knows_what_is_durable_and_when(tmp_path: Path) -> None:
     ]
 
 
+def test_a_descriptor_that_writes_through_makes_durable_what_goes_through_it(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "root"
+    trace = traced(
+        root,
+        """
+        fd = new("f"); os.write(fd, b"0123456789"); at = os.open(".", os.O_DIRECTORY)
+        os.fsync(at); through = os.open("f", os.O_WRONLY | os.O_DSYNC); word()
+        os.pwrite(through, b"ab", 3); word()
+        os.fsync(fd); os.pwrite(fd, b"x", 0); word()
+        other = os.dup(os.open("f", os.O_WRONLY | os.O_SYNC)); os.pwrite(other, b"y", 9); word()
+        """,
+    )
+
+    assert [left(trace, end).files["f"] for end in trace.ends] == [
+        b"",
+        b"\0\0\0ab",
+        b"012ab56789",
+        b"012ab5678y",
+    ]
+
+
 def test_says_what_it_cannot_follow(tmp_path: Path) -> None:
     trace = traced(
         tmp_path / "root",

@@ -36,6 +36,13 @@ class File:
         self.live[offset : offset + len(data)] = data
         self._fates[offset : offset + len(data)] = bytes([_DIRTY]) * len(data)
 
+    def write_through(self, offset: int, data: bytes) -> None:
+        """Write durably, as to a file opened with O_DSYNC; what else is dirty stays so."""
+        self.write(offset, data)
+        end = offset + len(data)
+        self._fates[offset:end] = bytes([_CLEAN]) * len(data)
+        self.synced = self.synced[:offset].ljust(offset, b"\0") + data + self.synced[end:]
+
     def truncate(self, size: int) -> None:
         """Cut or extend, not durably."""
         more = size - len(self.live)
@@ -139,6 +146,9 @@ class Disk:
 
     def _write(self, _path: str, number: int, offset: int, data: bytes) -> None:
         self._files[number].write(offset, data)
+
+    def _write_through(self, _path: str, number: int, offset: int, data: bytes) -> None:
+        self._files[number].write_through(offset, data)
 
     def _truncate(self, _path: str, number: int, size: int) -> None:
         self._files[number].truncate(size)

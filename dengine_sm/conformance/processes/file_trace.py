@@ -47,6 +47,8 @@ class _Open:
     """Of the file; 0 for a directory."""
     position: int = 0
     appends: bool = False
+    writes_through: bool = False
+    """What is written is durable at once: opened with O_DSYNC or O_SYNC."""
 
 
 class FileTrace:
@@ -187,7 +189,12 @@ class FileTrace:
             self._note("create", path, number)
         number = self._known[path]
         is_directory = self._sizes[number] < 0
-        self._open[fd] = _Open(path, 0 if is_directory else number, appends="O_APPEND" in flags)
+        self._open[fd] = _Open(
+            path,
+            0 if is_directory else number,
+            appends="O_APPEND" in flags,
+            writes_through=not flags.isdisjoint({"O_DSYNC", "O_SYNC"}),
+        )
         if "O_TRUNC" in flags and self._sizes[number] > 0:
             self._set_size(path, number, 0)
 
@@ -273,7 +280,8 @@ class FileTrace:
         else:
             offset = opened.position
             opened.position += taken
-        self._note("write", opened.path, opened.number, offset, data)
+        write = "write_through" if opened.writes_through else "write"
+        self._note(write, opened.path, opened.number, offset, data)
         self._sizes[opened.number] = max(self._sizes[opened.number], offset + taken)
 
     def _set_size(self, path: str, number: int, size: int) -> None:
