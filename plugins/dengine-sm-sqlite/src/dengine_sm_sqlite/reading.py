@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -22,6 +23,7 @@ from dengine_sm_sqlite.statements import (
 
 _KEPT = 4
 """Idle connections that are kept; each has a page cache."""
+_FIRST_PAGE_ROWS = 16
 _PAGE_ROWS = 1024
 _PAGE_BYTES = 1 << 20
 _WAIT_S = 0.05
@@ -172,13 +174,19 @@ class Reader:
         return self._scan("internal", start, stop)
 
     def _scan(self, table: str, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        rows = 16
-        while True:
-            page, is_last = self._page(page_statement(table, stop is None), start, stop, rows)
-            yield from page
-            if is_last:
-                return
-            start = page[-1][0] + b"\0"
+        return chain.from_iterable(self._pages(table, start, stop))
+
+    def _pages(
+        self, table: str, start: bytes, stop: bytes | None
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        statement = page_statement(table, stop is None)
+        rows = _FIRST_PAGE_ROWS
+        is_last = False
+        while not is_last:
+            page, is_last = self._page(statement, start, stop, rows)
+            yield page
+            if page:
+                start = page[-1][0] + b"\0"
             rows = min(rows * 4, _PAGE_ROWS)
 
     def _page(

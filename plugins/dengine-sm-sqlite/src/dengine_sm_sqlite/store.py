@@ -44,7 +44,7 @@ from dengine_sm_sqlite.database import (
     storage_error,
 )
 from dengine_sm_sqlite.reading import Connections, Reader, SQLiteView
-from dengine_sm_sqlite.statements import SET_TOTALS, TOUCH, change, replace
+from dengine_sm_sqlite.statements import SET_TOTALS, TOUCH, change, give_back_space, replace
 from dengine_sm_sqlite.synced import SyncedMark
 
 _NOTHING = "nothing was changed"
@@ -92,6 +92,7 @@ class SQLiteStore:
         self.count = self._reader.count
         self.get_internal = self._reader.get_internal
         self.scan_internal = self._reader.scan_internal
+        self._is_open = False
         self._writer: sqlite3.Connection | None = None
         self._claim: tuple[int, int, int] | None = None
         self._wal_fd: int | None = None
@@ -107,10 +108,10 @@ class SQLiteStore:
 
     def open(self) -> None:
         """Lock the directory and recover; a no-op while open."""
-        if self._writer is not None:
+        if self._is_open:
             return
-        inspect(self.directory)
-        make_directories(self.directory, self._fs)
+        if not inspect(self.directory):
+            make_directories(self.directory, self._fs)
         self._lock.acquire()
         try:
             self._recover()
@@ -119,14 +120,18 @@ class SQLiteStore:
             raise
 
     def _recover(self) -> None:
+        wal = self.path.with_name(WAL)
         if not inspect(self.directory):
             create(self.directory, self._fs)
-        with os_errors(self.path.with_name(WAL), "open the write-ahead log", _NOTHING):
+        has_log = wal.exists()
+        with os_errors(wal, "open the write-ahead log", _NOTHING):
             # Before SQLite makes its index: an index without a log tells of a lost log.
-            self._wal_fd = self._fs.open(self.path.with_name(WAL), os.O_RDWR | os.O_CREAT)
+            self._wal_fd = self._fs.open(wal, os.O_RDWR | os.O_CREAT)
         noted = self._mark.open()
-        # A killed process may have made all of these and not synced their entries.
-        sync_directory(self.directory, self._fs)
+        if not (has_log and noted):
+            # A killed process may have made all of these and not synced their entries. Once
+            # something is noted in one of them, that was done.
+            sync_directory(self.directory, self._fs)
         self._claim = claim(self.path)
         self._connections.open()
         self._keys, self._batches = self._reader.totals()
@@ -139,53 +144,64 @@ class SQLiteStore:
                 path=self.path.with_name(WAL),
                 offset=0,
             )
-        with sqlite_errors(self.path, "open the database", _NOTHING):
-            writer = connect(self.path, cache_bytes=self._cache_bytes, read_only=False)
-            self._writer = writer
-            writer.execute("PRAGMA wal_autocheckpoint = 0")
-            writer.execute(f"PRAGMA journal_size_limit = {self._checkpoint_bytes}")
-            writer.execute(f"PRAGMA synchronous = {self._synchronous}")
-            # What a process has written that was killed, or whose sync has failed: written
-            # and synced once more, so that it does not matter which.
-            self._synced = self._batches if self._empty_log(writer) else -1
+        # What a process has written that was killed, or whose sync has failed: written and
+        # synced once more, so that it does not matter which.
+        self._synced = self._batches if self._empty_log() else -1
         self._checkpoints.open()
         self._broken = None
+        self._is_open = True
 
-    def _empty_log(self, writer: sqlite3.Connection) -> bool:
+    def _connect_writer(self) -> sqlite3.Connection:
+        """Return the connection that writes, made when it is first needed."""
+        if self._writer is None:
+            with sqlite_errors(self.path, "open the database", _NOTHING):
+                writer = connect(self.path, cache_bytes=self._cache_bytes, read_only=False)
+                self._writer = writer
+                writer.execute("PRAGMA wal_autocheckpoint = 0")
+                writer.execute(f"PRAGMA journal_size_limit = {self._checkpoint_bytes}")
+                writer.execute(f"PRAGMA synchronous = {self._synchronous}")
+        return self._writer
+
+    def _empty_log(self) -> bool:
         """Copy the log into the database and cut it, without waiting for readers."""
         assert self._wal_fd is not None
         if os.fstat(self._wal_fd).st_size == 0:
             return True
-        writer.execute("PRAGMA busy_timeout = 0")
-        try:
-            is_busy, *_ = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+        writer = self._connect_writer()
+        with sqlite_errors(self.path, "empty the write-ahead log", "nothing is lost"):
+            writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                is_busy, *_ = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
         return not is_busy
 
     def close(self) -> None:
         """Make everything durable, release everything; idempotent, also after a failure."""
-        writer = self._writer
-        if writer is None:
+        if not self._is_open:
             return
         try:
-            with self._viewing:
-                views, self._views = self._views, set()
-                self._writer = None
-            for view in list(views):
-                view.close()
+            self._end_reads()
             self._checkpoints.join()
             if self._broken is None:
                 self._sync()
-                with sqlite_errors(self.path, "empty the write-ahead log", "nothing is lost"):
-                    self._empty_log(writer)
+                self._empty_log()
         finally:
-            self._release(writer)
+            self._release()
 
-    def _release(self, writer: sqlite3.Connection | None = None) -> None:
-        writer, self._writer = writer or self._writer, None
+    def _end_reads(self) -> None:
+        with self._viewing:
+            self._is_open = False
+            views = list(self._views)
+        for view in views:
+            view.close()
+
+    def _release(self) -> None:
+        self._end_reads()
+        writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+        # Read-only connections last: the log stays as it is.
         self._connections.close()
         self._checkpoints.close()
         self._mark.close()
@@ -208,11 +224,10 @@ class SQLiteStore:
     # Writing
 
     def _open_writer(self) -> sqlite3.Connection:
-        writer = self._writer
-        if writer is None:
+        if not self._is_open:
             raise NotRunningError("the sqlite store is closed; nothing was written")
         self._require_sound()
-        return writer
+        return self._writer or self._connect_writer()
 
     def _require_sound(self) -> None:
         if self._broken is not None:
@@ -249,11 +264,13 @@ class SQLiteStore:
         self._note_synced(self._batches)
         self._checkpoints.join()
         try:
-            self._empty_log(writer)
-        except sqlite3.Error as exc:
+            with sqlite_errors(self.path, "give space back", "nothing is lost"):
+                give_back_space(writer)
+            self._empty_log()
+        except StorageError as exc:
             # The new state is in force all the same, and durable in the log.
-            logger.warning("%s", storage_error(exc, self.path, "checkpoint", "nothing is lost"))
-            if is_failed_sync(exc):
+            logger.warning("%s", exc)
+            if exc.__cause__ is not None and is_failed_sync(exc.__cause__):
                 self._break(exc)
 
     def _transact(
@@ -294,7 +311,7 @@ class SQLiteStore:
 
     def flush(self) -> None:
         """Sync the write-ahead log."""
-        if self._writer is None:
+        if not self._is_open:
             raise NotRunningError("the sqlite store is closed; nothing was flushed")
         self._require_sound()
         self._sync()
@@ -326,7 +343,7 @@ class SQLiteStore:
         """Begin a read transaction on a connection of its own."""
         view = SQLiteView(self.path, self._connections, self._forget)
         with self._viewing:
-            if self._writer is not None:
+            if self._is_open:
                 self._views.add(view)
                 return view
         view.close()
