@@ -261,12 +261,23 @@ def test_a_read_only_directory_is_refused(store, directory, monkeypatch):
         SQLiteStore(directory).open()
 
 
-def test_every_query_of_the_readme_works(store, directory):
-    store.write(WriteBatch({b"a": b"1"}, {b"d/a": (5000).to_bytes(8, "big")}))
+def queries_of_the_readme() -> list[str]:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    queries = re.findall(r"^```sql\n(.*?)```", readme, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sql\n(.*?)```", readme, re.MULTILINE | re.DOTALL)
+    return [query for block in blocks for query in block.split(";\n") if query.strip()]
 
-    assert queries
-    for query in queries:
-        with closing(sqlite3.connect(directory / "state.sqlite")) as connection:
-            connection.executescript(query)
+
+def test_every_query_of_the_readme_works(store, directory):
+    deadline = 1_700_000_000_123
+    values = {b"config/a": b"one", b"config0": b"two", b"\xff": b"three"}
+    store.write(WriteBatch(values, {b"d/config/a": deadline.to_bytes(8, "big")}))
+    with closing(sqlite3.connect(directory / "state.sqlite")) as shell:
+        shell.text_factory = bytes
+        answers = [shell.execute(query).fetchall() for query in queries_of_the_readme()]
+
+    listed, with_prefix, not_text, _, totals, deadlines = answers
+    assert listed[0] == (b"config/a", b"one")
+    assert with_prefix == [(b"config/a",)]
+    assert not_text == [(b"FF",)]
+    assert totals == [(3, 1)]
+    assert [(b"config/a", deadline, b"2023-11-14 22:13:20")] == deadlines

@@ -17,8 +17,8 @@ import pytest
 from dengine_sm_sqlite import checkpoints
 from dengine_sm_sqlite.store import SQLiteStore
 
-from dengine_sm.errors import NotRunningError, StorageError
-from dengine_sm.files import OsFileSystem
+from dengine_sm.errors import NotRunningError, StorageError, StorageLockedError
+from dengine_sm.files import DirectoryLock, OsFileSystem
 from dengine_sm.kv import WriteBatch
 
 KIB = 1 << 10
@@ -265,6 +265,8 @@ def test_a_forked_child_leaves_the_parent_alone(store, directory):
     child.join()
     assert child.exitcode == 0
 
+    with pytest.raises(StorageLockedError):
+        DirectoryLock(directory).acquire()
     store.write(WriteBatch({b"b": b"2"}))
     assert (directory / "state.sqlite-wal").stat().st_size > 0
     copy = shutil.copytree(directory, directory.with_name("copy"))
