@@ -174,6 +174,18 @@ def test_a_replaced_state_gives_its_space_back(store, directory):
     assert (directory / "state.sqlite-wal").stat().st_size == 0
 
 
+def test_deleted_keys_give_their_space_back(store, directory):
+    store.write(WriteBatch(rows(0, 20_000)))
+    store.close()
+    full = (directory / "state.sqlite").stat().st_size
+    store.open()
+
+    store.write(WriteBatch(dict.fromkeys(rows(0, 19_000))))
+    store.close()
+
+    assert (directory / "state.sqlite").stat().st_size < full // 10
+
+
 def test_a_failing_replacement_leaves_the_old_state(store, directory):
     store.write(WriteBatch({b"a": b"1"}))
 

@@ -242,8 +242,9 @@ def _lay_out(path: Path) -> None:
         # Nobody sees the file before it is synced and renamed.
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        # So that a replaced or reset state gives the disk back what it no longer needs.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # A commit gives back the pages it has emptied. Later, for many pages at a time (a reset,
+        # a smaller snapshot), `incremental_vacuum` takes time quadratic in their number.
+        connection.execute("PRAGMA auto_vacuum = FULL")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")

@@ -93,12 +93,6 @@ def replace(connection: sqlite3.Connection, batches: Iterable[WriteBatch]) -> in
     return int(keys)
 
 
-def give_back_space(connection: sqlite3.Connection) -> None:
-    """Cut pages that hold nothing off the file; a transaction of its own."""
-    # `execute` would take one step of it: one page.
-    connection.executescript("PRAGMA incremental_vacuum;")
-
-
 def _parted(rows: dict[bytes, bytes | None]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """Return keys to delete and rows to put, in key order: each page is touched once."""
     gone: list[bytes] = []

@@ -44,7 +44,7 @@ from dengine_sm_sqlite.database import (
     storage_error,
 )
 from dengine_sm_sqlite.reading import Connections, Reader, SQLiteView
-from dengine_sm_sqlite.statements import SET_TOTALS, TOUCH, change, give_back_space, replace
+from dengine_sm_sqlite.statements import SET_TOTALS, TOUCH, change, replace
 from dengine_sm_sqlite.synced import SyncedMark
 
 _NOTHING = "nothing was changed"
@@ -252,7 +252,7 @@ class SQLiteStore:
         self._checkpoints.after_write()
 
     def replace_all(self, batches: Iterable[WriteBatch]) -> None:
-        """Delete and write everything in one transaction, then give space back."""
+        """Delete and write everything in one transaction, then empty the log."""
         writer = self._open_writer()
         with sqlite_errors(self.path, "replace the state", _NOTHING):
             writer.execute("PRAGMA synchronous = FULL")
@@ -264,8 +264,6 @@ class SQLiteStore:
         self._note_synced(self._batches)
         self._checkpoints.join()
         try:
-            with sqlite_errors(self.path, "give space back", "nothing is lost"):
-                give_back_space(writer)
             self._empty_log()
         except StorageError as exc:
             # The new state is in force all the same, and durable in the log.
