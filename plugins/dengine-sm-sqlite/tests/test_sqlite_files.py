@@ -167,12 +167,14 @@ def test_a_missing_table_is_damage(store, directory):
 
 
 @pytest.mark.parametrize(
-    "statement", ["PRAGMA application_id = 7", "PRAGMA user_version = 2"], ids=["foreign", "newer"]
+    "statement",
+    ["PRAGMA application_id = 7", "PRAGMA user_version = 2", "PRAGMA journal_mode = DELETE"],
+    ids=["foreign", "newer", "not WAL"],
 )
 def test_refuses_the_file_of_another_program_or_version(store, directory, statement):
     store.close()
     with closing(sqlite3.connect(directory / "state.sqlite")) as shell:
-        shell.execute(statement)
+        shell.execute(statement).fetchall()
     before = content(directory)
 
     with pytest.raises(StorageFormatError, match="expected application id 0x64534d53"):
@@ -199,6 +201,23 @@ def test_a_database_that_was_not_finished_is_begun_anew(directory):
 
     assert reopened(directory) == {}
     assert not list(directory.glob("*.new*"))
+
+
+def test_a_database_that_cannot_be_put_in_wal_mode_is_none(directory, monkeypatch):
+    """SQLite reports a failure of that in its answer alone."""
+    real = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement, *args):
+            return super().execute(statement.replace("= WAL", ""), *args)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, **k, factory=Connection))
+
+    with pytest.raises(StorageError, match="stayed in the journal mode 'delete', expected 'wal'"):
+        SQLiteStore(directory).open()
+
+    monkeypatch.undo()
+    assert {} == reopened(directory)
 
 
 def test_a_second_store_in_the_process_takes_no_lock_away(store, directory):

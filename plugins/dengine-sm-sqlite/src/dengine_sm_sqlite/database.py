@@ -42,6 +42,7 @@ BUSY_TIMEOUT_S = 10.0
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
+_WAL_MODE = b"\2\2"
 _SCHEMA = """
     CREATE TABLE data (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE internal (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -182,9 +183,11 @@ def _check_header(path: Path) -> None:
         observed = f"application id {application:#x}"
     elif version != VERSION:
         observed = f"user_version {version}"
+    elif head[18:20] != _WAL_MODE:
+        observed = "another journal mode"
     else:
         return
-    expected = f"application id {APPLICATION_ID:#x}, user_version {VERSION}"
+    expected = f"application id {APPLICATION_ID:#x}, user_version {VERSION}, journal mode WAL"
     raise StorageFormatError(
         f"'{path}' is not a file of this backend and version: expected {expected}, "
         f"observed {observed}; nothing was changed",
@@ -248,4 +251,11 @@ def _lay_out(path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        connection.execute("PRAGMA journal_mode = WAL")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        # Where it cannot change the mode, SQLite says so in its answer only.
+        raise StorageError(
+            f"'{path}': cannot create the database: SQLite stayed in the journal mode {mode!r}, "
+            "expected 'wal'; there is none",
+            path=path,
+        )
