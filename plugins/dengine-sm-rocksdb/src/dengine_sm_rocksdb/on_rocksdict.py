@@ -1,0 +1,217 @@
+"""The binding `rocksdict`, in raw mode: bytes go in and come out as they are."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    RdictIter,
+    ReadOptions,
+    Snapshot,
+    WriteOptions,
+)
+from rocksdict import WriteBatch as NativeBatch
+
+from dengine_sm.kv import WriteBatch
+from dengine_sm_rocksdb.binding import INTERNAL_FAMILY, Database, Get, Opening, Pinned, Rows
+from dengine_sm_rocksdb.chunk_row import ROW, STORE_FAMILY
+from dengine_sm_rocksdb.options import RocksDBOptions
+
+_BULK_BUFFER_BYTES = 8 << 20
+_PIN_ATTEMPTS = 4
+
+
+def open_rocksdict(opening: Opening) -> Database:
+    """Open a database; one that is new writes no WAL, and is durable when finished."""
+    return _Database(opening)
+
+
+class _Reads:
+    """Reads through one object for each column family: databases or snapshots."""
+
+    _data: Rdict | Snapshot | None
+    _internal: Rdict | Snapshot | None
+
+    def rows(self, start: bytes, stop: bytes | None, *, internal: bool) -> Rows:
+        source = self._internal if internal else self._data
+        assert source is not None
+        rows: Any = source.items(from_key=start, read_opt=_range(stop))
+        return rows  # type: ignore[no-any-return]  # bytes, in raw mode
+
+    def check_end(self, start: bytes, stop: bytes | None, *, internal: bool) -> bool:
+        source = self._internal if internal else self._data
+        assert source is not None
+        found: RdictIter = source.iter(_range(stop))
+        found.seek(start)
+        if found.valid():
+            return False
+        found.status()
+        return True
+
+
+class _Database(_Reads):
+    def __init__(self, opening: Opening) -> None:
+        options = opening.options
+        self._is_bulk = opening.is_new
+        self._options = _database_options(options, opening.is_new)
+        families = dict.fromkeys((INTERNAL_FAMILY, STORE_FAMILY), self._options)
+        path = str(opening.path)
+        self._data: Rdict = Rdict(path, self._options, column_families=families)
+        self._internal: Rdict = self._data.get_column_family(INTERNAL_FAMILY)
+        self._own: Rdict = self._data.get_column_family(STORE_FAMILY)
+        self._families = (
+            self._data.get_column_family_handle(INTERNAL_FAMILY),
+            self._data.get_column_family_handle(STORE_FAMILY),
+        )
+        self.get: Get = self._data.get
+        self.get_internal: Get = self._internal.get
+        self.get_own: Get = self._own.get
+        self._lazily, self._durably = WriteOptions(), WriteOptions()
+        self._durably.sync = True
+        if self._is_bulk:
+            self._lazily.disable_wal = True  # type: ignore[method-assign, assignment]  # a property
+
+    def get_multi(self, keys: list[bytes]) -> list[bytes | None]:
+        found: list[bytes | None] = self._data[keys]  # type: ignore[assignment]  # for a list of keys
+        return found
+
+    def write(self, batch: WriteBatch, own_row: bytes, *, sync: bool) -> None:
+        native = NativeBatch(raw_mode=True)
+        internal, own = self._families
+        put, delete = native.put, native.delete
+        put(ROW, own_row, own)
+        for key, value in batch.data.items():
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        for key, value in batch.internal.items():
+            if value is None:
+                delete(key, internal)
+            else:
+                put(key, value, internal)
+        self._data.write(native, self._durably if sync else self._lazily)
+
+    def sync(self) -> None:
+        self._data.flush_wal(sync=True)
+
+    def pin(self, no_writes: Lock) -> Pinned:
+        # A snapshot belongs to one family: all three are of one state if no write came between.
+        for _ in range(_PIN_ATTEMPTS):
+            before = self._data.latest_sequence_number()
+            pinned = _Pinned(self._data, self._internal, self._own)
+            if self._data.latest_sequence_number() == before:
+                return pinned
+        with no_writes:
+            return _Pinned(self._data, self._internal, self._own)
+
+    def statistics(self) -> str:
+        texts = [self._data.property_value("rocksdb.stats"), self._options.get_statistics()]
+        return "\n".join(text for text in texts if text)
+
+    def finish(self) -> None:
+        for family in (self._data, self._internal, self._own):
+            family.flush(wait=True)
+
+    def close(self) -> None:
+        data, internal, own = self._data, self._internal, self._own
+        # Everything that has part in the database keeps it open: nothing may be left of it.
+        del self.get, self.get_internal, self.get_own, self._families
+        del self._data, self._internal, self._own
+        try:
+            own.close()
+        finally:
+            try:
+                internal.close()
+            finally:
+                data.close()
+
+
+class _Pinned(_Reads):
+    def __init__(self, data: Rdict, internal: Rdict, own: Rdict) -> None:
+        self._data: Snapshot = data.snapshot()
+        self._internal: Snapshot = internal.snapshot()
+        self._own: Snapshot = own.snapshot()
+
+    def get(self, key: bytes) -> bytes | None:
+        return _get(self._data, key)
+
+    def get_internal(self, key: bytes) -> bytes | None:
+        return _get(self._internal, key)
+
+    def get_own(self, key: bytes) -> bytes | None:
+        return _get(self._own, key)
+
+    def get_multi(self, keys: list[bytes]) -> list[bytes | None]:
+        data = self._data
+        return [_get(data, key) for key in keys]
+
+    def close(self) -> None:
+        del self._data, self._internal, self._own
+
+
+def _get(snapshot: Snapshot, key: bytes) -> bytes | None:
+    try:
+        value: bytes = snapshot[key]
+    except Exception as exc:
+        if str(exc) == "key not found":
+            return None
+        raise
+    return value
+
+
+def _range(stop: bytes | None) -> ReadOptions:
+    options = ReadOptions()
+    # A scan would push everything else out of the cache.
+    options.fill_cache(False)  # type: ignore[call-arg]  # takes it, whatever its stub says
+    if stop is not None:
+        options.set_iterate_upper_bound(stop)
+    return options
+
+
+def _database_options(options: RocksDBOptions, is_new: bool) -> Options:
+    native = Options(raw_mode=True)
+    native.create_if_missing(is_new)
+    native.create_missing_column_families(is_new)
+    native.set_error_if_exists(is_new)
+    native.set_paranoid_checks(True)
+    # With what `recovery` has looked at before: see there.
+    native.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    buffer_bytes = min(_BULK_BUFFER_BYTES, options.write_buffer_bytes)
+    native.set_write_buffer_size(buffer_bytes if is_new else options.write_buffer_bytes)
+    # A start replays what the WALs hold: small families must not keep old ones alive.
+    native.set_max_total_wal_size(options.write_buffer_bytes)
+    native.set_memtable_whole_key_filtering(True)
+    native.set_memtable_prefix_bloom_ratio(0.02)
+    native.set_compression_type(getattr(DBCompressionType, options.compression.value)())
+    native.set_block_based_table_factory(_table_options(options))
+    native.set_keep_log_file_num(4)
+    native.set_max_log_file_size(4 << 20)
+    native.set_max_manifest_file_size(4 << 20)
+    native.set_stats_persist_period_sec(0)
+    native.set_stats_dump_period_sec(600 if options.statistics else 0)
+    if options.statistics:
+        native.enable_statistics()
+    return native
+
+
+def _table_options(options: RocksDBOptions) -> BlockBasedOptions:
+    table = BlockBasedOptions()
+    if options.block_cache_bytes:
+        table.set_block_cache(Cache(options.block_cache_bytes))
+        # Otherwise indexes and filters take memory that grows with the number of keys.
+        table.set_cache_index_and_filter_blocks(True)
+        table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    else:
+        table.disable_cache()
+    if options.bloom_bits_per_key:
+        table.set_bloom_filter(options.bloom_bits_per_key, False)
+    table.set_format_version(6)
+    return table

@@ -1,0 +1,217 @@
+"""Look at a database's log files before RocksDB does (CRASH-5).
+
+RocksDB opens with whatever its log files hold up to the first thing that looks like their
+end. Left alone it would start without what a cut, a damaged length, a run of zeros or a
+missing file has taken, and might put later chunks on top of the hole. So the frames of MANIFEST
+and of the WALs that are still needed are read here first, without their checksums, which
+RocksDB verifies. What is wrong with them is
+
+1. damage, if `SYNCED` says that it was durable, or that the file existed;
+2. a torn tail, if the file just ends there: RocksDB forgets the unfinished record;
+3. otherwise what a power failure leaves, if sectors of zeros follow, or if the tail is that of an
+   older WAL: the whole tail from there on, never synced, is cut off;
+4. otherwise damage.
+
+Nothing is changed by a refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from dengine_sm.errors import CorruptionError
+from dengine_sm.files import FileSystem, default_file_system
+from dengine_sm_rocksdb.chunk_row import CHUNK_HEAD_BYTES, ChunkHead, read_chunk_head
+from dengine_sm_rocksdb.frames import FrameError, has_zero_sector, read_records
+from dengine_sm_rocksdb.manifest import Manifest, read_manifest
+from dengine_sm_rocksdb.synced import (
+    Synced,
+    manifest_path,
+    numbered_files,
+    read_synced,
+    wal_path,
+)
+
+CURRENT = "CURRENT"
+
+logger = logging.getLogger("dengine_sm_rocksdb")
+
+
+@attrs.frozen
+class Tail:
+    """The newest WAL's end."""
+
+    path: Path
+    end: int
+    """Where the newest whole record begins."""
+    head: ChunkHead
+    """What the newest whole record begins with."""
+
+
+def check_log_files(
+    directory: Path, *, verify: bool = False, fs: FileSystem | None = None
+) -> Tail | None:
+    """Check MANIFEST and WALs; cut off what a power failure has left behind.
+
+    Args:
+        directory: of the database, which is not open.
+        verify: compute the checksums as well, because RocksDB found a wrong one.
+        fs: the file system for a repair.
+
+    Returns:
+        The newest whole record of the WALs; None if there is none.
+
+    Raises:
+        CorruptionError: damage that no crash explains; nothing was changed.
+        OSError: the disk refused.
+    """
+    synced = read_synced(directory)
+    manifest = _checked_manifest(directory, synced, verify)
+    existing, _ = numbered_files(directory)
+    first = manifest.first_needed_wal
+    for number in synced.wals:
+        if manifest.is_understood and number >= first and number not in existing:
+            raise damaged(wal_path(directory, number), 0, "is missing")
+    needed = [number for number in existing if number >= first]
+    return _WalCheck(directory, synced, fs or default_file_system()).run(needed, verify)
+
+
+def _checked_manifest(directory: Path, synced: Synced, verify: bool) -> Manifest:
+    current = directory / CURRENT
+    try:
+        name = current.read_bytes().decode("ascii", "replace")
+    except FileNotFoundError:
+        raise damaged(current, 0, "is missing") from None
+    prefix, _, digits = name.removesuffix("\n").partition("-")
+    if prefix != "MANIFEST" or not digits.isdigit() or not name.endswith("\n"):
+        raise damaged(current, 0, f"holds {name!r}, no name of a MANIFEST")
+    number = int(digits)
+    path = manifest_path(directory, number)
+    if number < synced.manifest:
+        raise damaged(current, 0, f"names MANIFEST {number}, but {synced.manifest} was in force")
+    try:
+        size = path.stat().st_size
+        if number == synced.manifest and size < synced.manifest_bytes:
+            raise damaged(path, size, f"ends, of {synced.manifest_bytes} synced bytes")
+        manifest, error = read_manifest(path, verify=verify)
+    except FileNotFoundError:
+        raise damaged(path, 0, "is missing") from None
+    if error is not None:
+        is_synced = number == synced.manifest and error.offset < synced.manifest_bytes
+        if is_synced or not error.is_torn:
+            raise damaged(path, error.frame_offset, f"has {error.problem}")
+    return manifest
+
+
+class _WalCheck:
+    def __init__(self, directory: Path, synced: Synced, fs: FileSystem) -> None:
+        self._directory = directory
+        self._synced = synced
+        self._fs = fs
+        self._tail: Tail | None = None
+
+    def run(self, numbers: list[int], verify: bool) -> Tail | None:
+        for place, number in enumerate(numbers):
+            path = wal_path(self._directory, number)
+            if number == self._synced.newest_wal:
+                size = path.stat().st_size
+                if size < self._synced.wal_bytes:
+                    text = f"ends, of {self._synced.wal_bytes} synced bytes"
+                    raise damaged(path, size, text)
+            later = numbers[place + 1 :]
+            try:
+                self._read(path, verify)
+            except FrameError as exc:
+                if self._is_synced(number, exc.offset) or not self._is_crash(path, exc):
+                    raise damaged(path, exc.frame_offset, f"has {exc.problem}") from exc
+                if later or not exc.is_torn:
+                    self._cut(path, exc, later)
+                return self._tail
+        return self._tail
+
+    def _read(self, path: Path, verify: bool) -> None:
+        for record in read_records(path, keep=CHUNK_HEAD_BYTES, verify=verify):
+            head = read_chunk_head(record.payload)
+            if head is None:
+                raise FrameError(
+                    record.offset, record.offset, "a record that is no write batch", is_torn=False
+                )
+            if self._tail is not None and head.sequence != self._tail.head.next_sequence:
+                text = f"sequence {head.sequence}, expected {self._tail.head.next_sequence}"
+                raise FrameError(record.offset, record.offset, text, is_torn=False)
+            self._tail = Tail(path, record.offset, head)
+
+    def _is_synced(self, number: int, offset: int) -> bool:
+        newest = self._synced.newest_wal
+        return number < newest or (number == newest and offset < self._synced.wal_bytes)
+
+    def _is_crash(self, path: Path, exc: FrameError) -> bool:
+        """Tell whether a crash explains what is wrong in a part that was not synced."""
+        if exc.is_torn:
+            return True
+        # A gap at the beginning of a WAL: the one before it has lost its unsynced end.
+        is_after_a_loss = exc.offset == 0 and self._tail is not None
+        return is_after_a_loss or has_zero_sector(path, exc.frame_offset)
+
+    def _cut(self, path: Path, exc: FrameError, later: list[int]) -> None:
+        logger.warning(
+            "cut %s at %d: %s; a power failure has taken what was not synced",
+            path,
+            exc.offset,
+            exc.problem,
+        )
+        for number in reversed(later):
+            self._fs.unlink(wal_path(self._directory, number))
+        self._fs.sync_directory(self._directory)
+        cut_file(path, exc.offset, self._fs)
+
+
+def cut_file(path: Path, size: int, fs: FileSystem) -> None:
+    """Cut a file, durably.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    fd = fs.open(path, os.O_WRONLY)
+    try:
+        fs.truncate(fd, size)
+        fs.fsync(fd)
+    finally:
+        fs.close(fd)
+
+
+def take_back(directory: Path, chunk: int, fs: FileSystem | None = None) -> None:
+    """Cut a chunk off the newest WAL that was refused, so that no restart brings it back.
+
+    Args:
+        directory: of a database that writes no more.
+        chunk: number of the newest chunk that was not refused.
+        fs: the file system for it.
+
+    Failing is no harm beyond that: the disk has refused before.
+    """
+    fs = fs or default_file_system()
+    with suppress(OSError):
+        wals, _ = numbered_files(directory)
+        for number in reversed(wals):
+            path = wal_path(directory, number)
+            with suppress(FrameError):
+                for record in read_records(path, keep=CHUNK_HEAD_BYTES):
+                    head = read_chunk_head(record.payload)
+                    if head is not None and head.chunk is not None and head.chunk > chunk:
+                        cut_file(path, record.offset, fs)
+                        return
+
+
+def damaged(path: Path, offset: int, problem: str) -> CorruptionError:
+    """Return the error for damage found here."""
+    return CorruptionError(
+        f"'{path}' {problem}: damaged at offset {offset}; nothing was changed",
+        path=path,
+        offset=offset,
+    )
