@@ -9,7 +9,7 @@ runs: the engine above sees to that.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -23,8 +23,19 @@ from dengine_sm_rocksdb.recovery import Tail
 
 INTERNAL_FAMILY = "internal"
 
-Rows = Iterator[tuple[bytes, bytes]]
+Page = list[tuple[bytes, bytes]]
 Get = Callable[[bytes], bytes | None]
+
+
+class Cursor(Protocol):
+    """A native iterator: it sees the state of the moment in which it was made."""
+
+    def page(self, start: bytes, stop: bytes | None, size: int) -> Page:
+        """Return the first entries of a range, `size` at most, in key order.
+
+        Fewer than `size` are all there are: a damaged block raises.
+        """
+        ...
 
 
 class Reader(Protocol):
@@ -49,21 +60,18 @@ class Reader(Protocol):
         """Read several of the user's keys."""
         ...
 
-    def rows(self, start: bytes, stop: bytes | None, *, internal: bool) -> Rows:
-        """Iterate over a range; may just end early at a damaged block, see `check_end`."""
-        ...
-
-    def check_end(self, start: bytes, stop: bytes | None, *, internal: bool) -> bool:
-        """Tell whether nothing is left in a range; raise if that cannot be known."""
+    def cursor(self, *, internal: bool) -> Cursor:
+        """Return a cursor over the machine's rows or the user's keys, for one scan."""
         ...
 
 
-class Pinned(Reader, Protocol):
-    """One state of a database."""
+@attrs.frozen
+class Pin:
+    """What pins a state: cursors, and the row of the store."""
 
-    def close(self) -> None:
-        """Let it go."""
-        ...
+    data: Cursor
+    internal: Cursor
+    own_row: bytes | None
 
 
 class Database(Reader, Protocol):
@@ -77,7 +85,7 @@ class Database(Reader, Protocol):
         """Make all that was written durable, entries of new files included."""
         ...
 
-    def pin(self, no_writes: Lock) -> Pinned:
+    def pin(self, no_writes: Lock) -> Pin:
         """Pin the present state; who holds the lock can be sure that nobody writes."""
         ...
 
@@ -137,6 +145,8 @@ def database_error(exc: BaseException, directory: Path, action: str, state: str)
     """
     if isinstance(exc, StorageError):
         return exc
+    # The frames of a traceback would keep native handles, and with them the database open.
+    exc.__traceback__ = None
     # python-rocksdb raises with bytes.
     raw = exc.args[0] if exc.args else None
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(exc)

@@ -9,10 +9,11 @@ from threading import Lock
 
 from dengine_sm import CorruptionError, NotRunningError, StorageError
 from dengine_sm.kv import WriteBatch
-from dengine_sm_rocksdb.binding import Database, OpenDatabase, Opening, Pinned, database_error
+from dengine_sm_rocksdb.binding import Database, OpenDatabase, Opening, database_error
 from dengine_sm_rocksdb.chunk_row import ChunkRow
 from dengine_sm_rocksdb.forks import forget_in_children, never_free
 from dengine_sm_rocksdb.options import RocksDBOptions
+from dengine_sm_rocksdb.pinned import Pinned
 from dengine_sm_rocksdb.reading import Reading
 from dengine_sm_rocksdb.recovery import Tail, check_log_files, take_back
 from dengine_sm_rocksdb.synced import SyncedFile
@@ -44,7 +45,7 @@ class View(Reading):
         if self._pinned is not None:
             never_free(self._pinned)
             for scan in self._scans:
-                never_free(scan.rows)
+                never_free(scan.cursor)
         self._pinned = None
         self.shut()
 
@@ -142,7 +143,7 @@ class Engine(Reading):
     def view(self) -> View:
         """Pin the present state."""
         with self.reading() as database:
-            view = View(database.pin(self._no_writes), self)
+            view = View(Pinned(database.pin(self._no_writes)), self)
             self._views.add(view)
         return view
 
@@ -205,7 +206,7 @@ class Engine(Reading):
         if database is not None:
             never_free(database)
         for scan in self._scans:
-            never_free(scan.rows)
+            never_free(scan.cursor)
         for view in tuple(self._views):
             view.forget()
         self.users.clear()

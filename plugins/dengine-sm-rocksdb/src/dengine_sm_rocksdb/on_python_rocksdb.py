@@ -13,7 +13,6 @@ what is done instead:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from itertools import islice
 from threading import Lock
 from types import ModuleType
@@ -21,7 +20,7 @@ from typing import Any
 
 from dengine_sm import ConfigError
 from dengine_sm.kv import WriteBatch
-from dengine_sm_rocksdb.binding import INTERNAL_FAMILY, Database, Get, Opening, Pinned, Rows
+from dengine_sm_rocksdb.binding import INTERNAL_FAMILY, Cursor, Database, Get, Opening, Page, Pin
 from dengine_sm_rocksdb.chunk_row import ROW, STORE_FAMILY, decode_chunk_row
 from dengine_sm_rocksdb.options import Compression, RocksDBOptions
 
@@ -29,7 +28,6 @@ MODULES = ("rocksdb", "aimrocks")
 _FAMILIES = (INTERNAL_FAMILY.encode(), STORE_FAMILY.encode())
 _SYNC_ROW = b"sync"
 """Written to make the WAL before it durable, where the binding has no call for that."""
-_PAGE = 256
 
 
 def require_module() -> ModuleType:
@@ -162,16 +160,12 @@ class _Database:
         with self._writing:
             self._db.write(native, sync=True)
 
-    def rows(self, start: bytes, stop: bytes | None, *, internal: bool) -> Rows:
-        return _rows(self._dialect.iterator(_FAMILIES[0] if internal else None), start, stop)
+    def cursor(self, *, internal: bool) -> Cursor:
+        return _Cursor(self._dialect.iterator(_FAMILIES[0] if internal else None))
 
-    def check_end(self, start: bytes, stop: bytes | None, *, internal: bool) -> bool:
-        # Its iterators raise, but cost little.
-        return next(self.rows(start, stop, internal=internal), None) is None
-
-    def pin(self, no_writes: Lock) -> Pinned:
+    def pin(self, no_writes: Lock) -> Pin:
         with no_writes:
-            return _Pinned(self._dialect)
+            return Pin(self.cursor(internal=False), self.cursor(internal=True), self.get_own(ROW))
 
     def statistics(self) -> str:
         return (self._db.get_property(b"rocksdb.stats") or b"").decode()
@@ -184,77 +178,25 @@ class _Database:
         del self.get, self.get_internal, self.get_own, self._dialect, self._db
 
 
-class _Pinned:
-    """An iterator over each family: it sees the state of the moment it was made."""
-
-    def __init__(self, dialect: _Dialect) -> None:
-        self._lock = Lock()
-        names = (None, *_FAMILIES)
-        self._iterators: tuple[Any, ...] = tuple(map(dialect.iterator, names))
+class _Cursor:
+    def __init__(self, native: Any) -> None:
+        self._native = native
 
     def __del__(self) -> None:
-        # The collector of cycles would take the database from under the iterators.
-        self._iterators = ()
+        # Otherwise the collector of cycles might take the database from under the iterator.
+        self._native = None
 
-    def _get(self, place: int, key: bytes) -> bytes | None:
-        with self._lock:
-            iterator = self._iterators[place]
-            iterator.seek(key)
-            found = next(iterator, None)
-        if found is None or _key_of(found) != key:
-            return None
-        value: bytes = found[1]
-        return value
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._get(0, key)
-
-    def get_internal(self, key: bytes) -> bytes | None:
-        return self._get(1, key)
-
-    def get_own(self, key: bytes) -> bytes | None:
-        return self._get(2, key)
-
-    def get_multi(self, keys: list[bytes]) -> list[bytes | None]:
-        return [self._get(0, key) for key in keys]
-
-    def rows(self, start: bytes, stop: bytes | None, *, internal: bool) -> Rows:
-        """Yield a range, a page at a time: scans and gets of a view share its iterators."""
-        while True:
-            with self._lock:
-                iterator = self._iterators[int(internal)]
-                iterator.seek(start)
-                page = list(islice(iterator, _PAGE))
-            for item in page:
-                key = _key_of(item)
-                if stop is not None and key >= stop:
-                    return
-                yield key, item[1]
-            if len(page) < _PAGE:
-                return
-            start = _key_of(page[-1]) + b"\0"
-
-    def check_end(self, start: bytes, stop: bytes | None, *, internal: bool) -> bool:
-        return next(self.rows(start, stop, internal=internal), None) is None
-
-    def close(self) -> None:
-        self._iterators = ()
-
-
-def _rows(iterator: Any, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-    iterator.seek(start)
-    for item in iterator:
-        key = _key_of(item)
-        if stop is not None and key >= stop:
-            return
-        yield key, item[1]
-
-
-def _key_of(item: Any) -> bytes:
-    """Return the key of an entry: python-rocksdb puts the family before it."""
-    key: Any = item[0]
-    found: bytes = key[1] if isinstance(key, tuple) else key
-    return found
+    def page(self, start: bytes, stop: bytes | None, size: int) -> Page:
+        native = self._native
+        native.seek(start)
+        found: Page = []
+        for item in islice(native, size):
+            # python-rocksdb puts the family before the key.
+            key = item[0][1] if isinstance(item[0], tuple) else item[0]
+            if stop is not None and key >= stop:
+                break
+            found.append((key, item[1]))
+        return found
 
 
 def _database_options(module: ModuleType, opening: Opening) -> Any:

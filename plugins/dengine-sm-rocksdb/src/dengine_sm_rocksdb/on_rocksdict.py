@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any
 
 from rocksdict import (
     BlockBasedOptions,
@@ -14,13 +13,12 @@ from rocksdict import (
     Rdict,
     RdictIter,
     ReadOptions,
-    Snapshot,
     WriteOptions,
 )
 from rocksdict import WriteBatch as NativeBatch
 
 from dengine_sm.kv import WriteBatch
-from dengine_sm_rocksdb.binding import INTERNAL_FAMILY, Database, Get, Opening, Pinned, Rows
+from dengine_sm_rocksdb.binding import INTERNAL_FAMILY, Cursor, Database, Get, Opening, Page, Pin
 from dengine_sm_rocksdb.chunk_row import ROW, STORE_FAMILY
 from dengine_sm_rocksdb.options import RocksDBOptions
 
@@ -33,30 +31,7 @@ def open_rocksdict(opening: Opening) -> Database:
     return _Database(opening)
 
 
-class _Reads:
-    """Reads through one object for each column family: databases or snapshots."""
-
-    _data: Rdict | Snapshot | None
-    _internal: Rdict | Snapshot | None
-
-    def rows(self, start: bytes, stop: bytes | None, *, internal: bool) -> Rows:
-        source = self._internal if internal else self._data
-        assert source is not None
-        rows: Any = source.items(from_key=start, read_opt=_range(stop))
-        return rows  # type: ignore[no-any-return]  # bytes, in raw mode
-
-    def check_end(self, start: bytes, stop: bytes | None, *, internal: bool) -> bool:
-        source = self._internal if internal else self._data
-        assert source is not None
-        found: RdictIter = source.iter(_range(stop))
-        found.seek(start)
-        if found.valid():
-            return False
-        found.status()
-        return True
-
-
-class _Database(_Reads):
+class _Database:
     def __init__(self, opening: Opening) -> None:
         options = opening.options
         self._is_bulk = opening.is_new
@@ -79,7 +54,7 @@ class _Database(_Reads):
             self._lazily.disable_wal = True  # type: ignore[method-assign, assignment]  # a property
 
     def get_multi(self, keys: list[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = self._data[keys]  # type: ignore[assignment]  # for a list of keys
+        found: list[bytes | None] = self._data[keys]  # type: ignore[assignment, index]  # a list
         return found
 
     def write(self, batch: WriteBatch, own_row: bytes, *, sync: bool) -> None:
@@ -102,15 +77,22 @@ class _Database(_Reads):
     def sync(self) -> None:
         self._data.flush_wal(sync=True)
 
-    def pin(self, no_writes: Lock) -> Pinned:
-        # A snapshot belongs to one family: all three are of one state if no write came between.
+    def cursor(self, *, internal: bool) -> Cursor:
+        return _Cursor(self._internal if internal else self._data)
+
+    def pin(self, no_writes: Lock) -> Pin:
+        # Iterators, because those of a `Snapshot` of rocksdict do not keep to it. Each belongs to
+        # one family: they are of one state if no write came between.
         for _ in range(_PIN_ATTEMPTS):
             before = self._data.latest_sequence_number()
-            pinned = _Pinned(self._data, self._internal, self._own)
+            pin = self._pin()
             if self._data.latest_sequence_number() == before:
-                return pinned
+                return pin
         with no_writes:
-            return _Pinned(self._data, self._internal, self._own)
+            return self._pin()
+
+    def _pin(self) -> Pin:
+        return Pin(_Cursor(self._data), _Cursor(self._internal), self.get_own(ROW))
 
     def statistics(self) -> str:
         texts = [self._data.property_value("rocksdb.stats"), self._options.get_statistics()]
@@ -134,46 +116,29 @@ class _Database(_Reads):
                 data.close()
 
 
-class _Pinned(_Reads):
-    def __init__(self, data: Rdict, internal: Rdict, own: Rdict) -> None:
-        self._data: Snapshot = data.snapshot()
-        self._internal: Snapshot = internal.snapshot()
-        self._own: Snapshot = own.snapshot()
+class _Cursor:
+    def __init__(self, family: Rdict) -> None:
+        options = ReadOptions()
+        # A scan would push everything else out of the cache.
+        options.fill_cache(False)  # type: ignore[call-arg]  # takes it, whatever its stub says
+        self._native: RdictIter = family.iter(options)
 
-    def get(self, key: bytes) -> bytes | None:
-        return _get(self._data, key)
-
-    def get_internal(self, key: bytes) -> bytes | None:
-        return _get(self._internal, key)
-
-    def get_own(self, key: bytes) -> bytes | None:
-        return _get(self._own, key)
-
-    def get_multi(self, keys: list[bytes]) -> list[bytes | None]:
-        data = self._data
-        return [_get(data, key) for key in keys]
-
-    def close(self) -> None:
-        del self._data, self._internal, self._own
-
-
-def _get(snapshot: Snapshot, key: bytes) -> bytes | None:
-    try:
-        value: bytes = snapshot[key]
-    except Exception as exc:
-        if str(exc) == "key not found":
-            return None
-        raise
-    return value
-
-
-def _range(stop: bytes | None) -> ReadOptions:
-    options = ReadOptions()
-    # A scan would push everything else out of the cache.
-    options.fill_cache(False)  # type: ignore[call-arg]  # takes it, whatever its stub says
-    if stop is not None:
-        options.set_iterate_upper_bound(stop)
-    return options
+    def page(self, start: bytes, stop: bytes | None, size: int) -> Page:
+        native = self._native
+        native.seek(start)
+        found: Page = []
+        # `items()` would be faster, and ends at a damaged block as if it were the end.
+        get_key, get_value, move, add = native.key, native.value, native.next, found.append
+        for _ in range(size):
+            key = get_key()
+            if key is None:
+                native.status()
+                break
+            if stop is not None and key >= stop:
+                break
+            add((key, get_value()))
+            move()
+        return found
 
 
 def _database_options(options: RocksDBOptions, is_new: bool) -> Options:

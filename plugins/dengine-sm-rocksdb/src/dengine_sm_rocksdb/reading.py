@@ -11,12 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dengine_sm import CorruptionError, NotRunningError, StorageError
-from dengine_sm_rocksdb.binding import Reader, Rows, database_error
+from dengine_sm_rocksdb.binding import Cursor, Reader, database_error
 from dengine_sm_rocksdb.chunk_row import ROW, ChunkRow, decode_chunk_row
 
 _FIRST_PAGE, _LARGEST_PAGE = 16, 1024
@@ -122,39 +121,23 @@ class Reading:
     ) -> Iterator[tuple[bytes, bytes]]:
         if stop is not None and start >= stop:
             return
-        scan = _Scan(internal)
+        scan = _Scan()
         size = _FIRST_PAGE
         try:
             while True:
-                page, is_end = self._page(scan, start, stop, size)
+                with self.reading() as reader:
+                    if scan.cursor is None:
+                        scan.cursor = reader.cursor(internal=internal)
+                        self._scans.add(scan)
+                    page = scan.cursor.page(start, stop, size)
                 yield from page
-                if is_end:
+                if len(page) < size:
                     return
-                if page:
-                    start = page[-1][0] + b"\0"
-                    page_bytes = sum([len(value) for _, value in page])
-                    per_page = _PAGE_BYTES * len(page) // (page_bytes + 1)
-                    size = max(1, min(per_page, size * 4, _LARGEST_PAGE))
+                start = page[-1][0] + b"\0"
+                page_bytes = sum([len(value) for _, value in page])
+                size = max(1, min(_PAGE_BYTES * size // (page_bytes + 1), size * 4, _LARGEST_PAGE))
         finally:
             self._scans.discard(scan)
-
-    def _page(
-        self, scan: _Scan, start: bytes, stop: bytes | None, size: int
-    ) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """Return the next entries of a scan and whether they are the last."""
-        with self.reading() as reader:
-            if scan.rows is None:
-                scan.rows = reader.rows(start, stop, internal=scan.internal)
-                self._scans.add(scan)
-            page = list(islice(scan.rows, size))
-            if len(page) == size:
-                return page, False
-            after = page[-1][0] + b"\0" if page else start
-            # An iterator ends at a damaged block as it does at the end.
-            if reader.check_end(after, stop, internal=scan.internal):
-                return page, True
-            scan.rows = None
-        return page, False
 
     def shut(self) -> None:
         """Let nobody read any more, and wait for those who do; drop what they have left."""
@@ -163,18 +146,17 @@ class Reading:
         while self.users:
             time.sleep(_LOOK_AGAIN_S)
         for scan in tuple(self._scans):
-            scan.rows = None
+            scan.cursor = None
         self._scans.clear()
 
 
 class _Scan:
-    """A scan under way: its iterator keeps the database open."""
+    """A scan under way: its cursor keeps the database open."""
 
-    __slots__ = ("internal", "rows")
+    __slots__ = ("cursor",)
 
-    def __init__(self, internal: bool) -> None:
-        self.internal = internal
-        self.rows: Rows | None = None
+    def __init__(self) -> None:
+        self.cursor: Cursor | None = None
 
 
 def _closed(_: bytes) -> NoReturn:
