@@ -136,15 +136,24 @@ def _ways(trial: Trial, image: Image) -> list[tuple[str, Callable[[Path], None]]
         ways.append((f"every file {what}", lambda directory, kind=kind: _each(directory, kind)))  # type: ignore[misc]
         for name in names:
             ways.append(
-                (f"{name!r} {what}", lambda directory, kind=kind, name=name: kind(directory / name))  # type: ignore[misc]
+                (
+                    f"{name!r} {what}",
+                    lambda directory, kind=kind, name=name: _hurt(directory / name, kind),
+                )  # type: ignore[misc]
             )
     return ways
+
+
+def _hurt(path: Path, kind: Callable[[Path], None]) -> None:
+    # Engines replace and remove files of theirs when they start, and from threads of their own.
+    with contextlib.suppress(FileNotFoundError):
+        kind(path)
 
 
 def _each(directory: Path, kind: Callable[[Path], None]) -> None:
     for path in list(directory.rglob("*")):
         if path.is_file():
-            kind(path)
+            _hurt(path, kind)
 
 
 def _zero(path: Path) -> None:
