@@ -92,14 +92,14 @@ class Engine(Reading):
             try:
                 with self._no_writes:
                     database.write(batch, row.encode(), sync=sync)
-                if sync:
-                    with self._syncing:
-                        self._synced.note(self._synced.look())
             except Exception as exc:
                 self._broken = str(exc)
                 take_back(self.directory, self.row.chunk)
                 raise self._refused(exc, "write", "nothing of the batch was applied") from exc
             self.row = row
+            if sync:
+                with self._syncing, suppress(OSError):
+                    self._synced.note(self._synced.look(sync_manifest=False))
 
     def _next_row(self, database: Database, data: dict[bytes, bytes | None]) -> ChunkRow:
         keys = self.row.keys

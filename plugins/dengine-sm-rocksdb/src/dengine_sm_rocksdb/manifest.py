@@ -39,6 +39,11 @@ class Manifest:
         """Number below which WALs are not needed."""
         return max(self.min_log_to_keep, min(self.log_numbers.values(), default=0))
 
+    @property
+    def newest_log_number(self) -> int:
+        """Number below which WALs hold changes that are in a table file, if not all of them."""
+        return max(self.log_numbers.values(), default=0)
+
 
 def read_manifest(path: Path, *, verify: bool = False) -> tuple[Manifest, FrameError | None]:
     """Read all whole edits; tell too why the file does not end after a whole one.

@@ -78,7 +78,12 @@ def check_log_files(
         if manifest.is_understood and number >= first and number not in existing:
             raise damaged(wal_path(directory, number), 0, "is missing")
     needed = [number for number in existing if number >= first]
-    return _WalCheck(directory, synced, fs or default_file_system()).run(needed, verify)
+    check = _WalCheck(directory, synced, manifest, fs or default_file_system())
+    try:
+        return check.run(needed, verify)
+    except _InDoubtError:
+        # A wrong length or kind shows only later: the checksums tell where the damage is.
+        return check.run(needed, verify=True)
 
 
 def _checked_manifest(directory: Path, synced: Synced, verify: bool) -> Manifest:
@@ -108,14 +113,20 @@ def _checked_manifest(directory: Path, synced: Synced, verify: bool) -> Manifest
     return manifest
 
 
+class _InDoubtError(Exception):
+    """Frames alone do not tell what is wrong."""
+
+
 class _WalCheck:
-    def __init__(self, directory: Path, synced: Synced, fs: FileSystem) -> None:
+    def __init__(self, directory: Path, synced: Synced, manifest: Manifest, fs: FileSystem) -> None:
         self._directory = directory
         self._synced = synced
+        self._newest_flush = manifest.newest_log_number
         self._fs = fs
         self._tail: Tail | None = None
 
     def run(self, numbers: list[int], verify: bool) -> Tail | None:
+        self._tail = None
         for place, number in enumerate(numbers):
             path = wal_path(self._directory, number)
             if number == self._synced.newest_wal:
@@ -127,10 +138,14 @@ class _WalCheck:
             try:
                 self._read(path, verify)
             except FrameError as exc:
-                if self._is_synced(number, exc.offset) or not self._is_crash(path, exc):
+                is_synced = self._is_synced(number, exc.offset)
+                if exc.is_torn and not (later or is_synced):
+                    return self._tail
+                if not verify:
+                    raise _InDoubtError from exc
+                if is_synced or not self._is_crash(path, exc):
                     raise damaged(path, exc.frame_offset, f"has {exc.problem}") from exc
-                if later or not exc.is_torn:
-                    self._cut(path, exc, later)
+                self._cut(path, exc, later)
                 return self._tail
         return self._tail
 
@@ -148,6 +163,9 @@ class _WalCheck:
 
     def _is_synced(self, number: int, offset: int) -> bool:
         newest = self._synced.newest_wal
+        if number < self._newest_flush:
+            # RocksDB syncs the WALs before it writes a part of what they hold to a table file.
+            return True
         return number < newest or (number == newest and offset < self._synced.wal_bytes)
 
     def _is_crash(self, path: Path, exc: FrameError) -> bool:

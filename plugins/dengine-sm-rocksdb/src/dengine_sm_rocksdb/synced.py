@@ -107,8 +107,11 @@ class SyncedFile:
             with suppress(OSError):
                 self._fs.close(fd)
 
-    def look(self) -> Synced:
+    def look(self, *, sync_manifest: bool = True) -> Synced:
         """Return what a sync that begins now makes durable; MANIFEST is synced here.
+
+        Args:
+            sync_manifest: otherwise what is known of MANIFEST is left as it was.
 
         Raises:
             OSError: the disk refused.
@@ -116,7 +119,7 @@ class SyncedFile:
         try:
             wals, manifests = numbered_files(self._directory)
             size = wal_path(self._directory, wals[-1]).stat().st_size if wals else 0
-            if len(manifests) == 1:
+            if sync_manifest and len(manifests) == 1:
                 manifest = (manifests[0], self._durable_manifest(manifests[0]))
             else:
                 manifest = (self._known.manifest, self._known.manifest_bytes)

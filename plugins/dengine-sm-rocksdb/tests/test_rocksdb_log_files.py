@@ -1,0 +1,342 @@
+"""What is damaged, missing or lost of RocksDB's log files is told from what a crash leaves."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from dengine_sm import CorruptionError
+from dengine_sm.kv import WriteBatch
+from dengine_sm_rocksdb.frames import BLOCK_BYTES, FrameError, masked_crc32c, read_records
+from dengine_sm_rocksdb.manifest import read_manifest
+from dengine_sm_rocksdb.synced import numbered_files, read_synced
+
+VALUE = bytes(range(256))
+
+
+def write(store: Any, number: int, *, keys: int = 1, value: bytes = VALUE) -> None:
+    data: dict[bytes, bytes | None] = {b"%03d-%03d" % (number, key): value for key in range(keys)}
+    store.write(WriteBatch(data, {b"number": b"%d" % number}))
+
+
+def killed(store: Any, target: Path) -> Path:
+    """Copy the directory as a kill would leave it; return the database's in the copy."""
+    shutil.copytree(store.directory, target)
+    return target / store._engine.directory.name
+
+
+def newest_wal(database: Path) -> Path:
+    return max(database.glob("*.log"))
+
+
+@pytest.fixture
+def killed_store(make_store: Any, tmp_path: Path) -> tuple[Any, Path]:
+    """A store that is closed, on the copy of one that was killed: six flushed batches, then two."""
+    store = make_store("original")
+    store.open()
+    for number in range(6):
+        write(store, number)
+    store.flush()
+    write(store, 6)
+    write(store, 7)
+    database = killed(store, tmp_path / "copy")
+    return make_store("copy"), database
+
+
+def recovered(store: Any) -> int:
+    """Open a store, check that it holds whole batches, return how many."""
+    store.open()
+    count = int(store.get_internal(b"number") or b"-1") + 1
+    assert sorted({int(key[:3]) for key, _ in store.scan(b"", None)}) == list(range(count))
+    assert len(list(store.scan(b"", None))) == store.count()
+    store.close()
+    return count
+
+
+def offsets(path: Path) -> list[int]:
+    return [record.offset for record in read_records(path)]
+
+
+def change(path: Path, how: Callable[[bytearray], None]) -> None:
+    content = bytearray(path.read_bytes())
+    how(content)
+    path.write_bytes(content)
+
+
+def flip(at: int, bit: int) -> Callable[[bytearray], None]:
+    def how(content: bytearray) -> None:
+        content[at] ^= 1 << bit
+
+    return how
+
+
+def test_the_checksum_is_rocksdbs(killed_store: tuple[Any, Path]) -> None:
+    assert (
+        masked_crc32c(b"123456789")
+        == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    )
+    wal = newest_wal(killed_store[1])
+    assert len(list(read_records(wal, verify=True))) == 8
+
+
+def test_records_larger_than_a_block_are_read_whole(make_store: Any, tmp_path: Path) -> None:
+    store = make_store()
+    store.open()
+    for number, keys in enumerate((1, 500, 3, 900)):
+        write(store, number, keys=keys)
+
+    records = list(read_records(newest_wal(store._engine.directory), verify=True))
+
+    assert [12, 12, 12, 12] == [len(record.payload[:12]) for record in records]
+    assert [1, 500, 3, 900] == [record.payload.count(VALUE) for record in records]
+
+
+def test_a_kill_loses_nothing(killed_store: tuple[Any, Path]) -> None:
+    assert recovered(killed_store[0]) == 8
+
+
+def test_a_cut_of_the_last_write_recovers_to_the_one_before(killed_store: tuple[Any, Path]) -> None:
+    store, database = killed_store
+    wal = newest_wal(database)
+    image, content = store.directory.parent / "image", wal.read_bytes()
+    shutil.copytree(store.directory, image)
+    last = offsets(wal)[-1]
+
+    for at in (last, last + 1, last + 6, last + 7, last + 8, len(content) - 1):
+        shutil.rmtree(store.directory)
+        shutil.copytree(image, store.directory)
+        wal.write_bytes(content[:at])
+        assert recovered(store) == 7, at
+
+
+@pytest.mark.parametrize("lost", [1, 300])
+def test_a_cut_of_what_was_synced_is_damage(killed_store: tuple[Any, Path], lost: int) -> None:
+    store, database = killed_store
+    wal = newest_wal(database)
+    synced = read_synced(database)
+    assert synced.wal_bytes == offsets(wal)[6]
+    wal.write_bytes(wal.read_bytes()[: synced.wal_bytes - lost])
+
+    with pytest.raises(CorruptionError, match=r"ends, of \d+ synced bytes") as raised:
+        store.open()
+    assert (raised.value.path, raised.value.offset) == (wal, synced.wal_bytes - lost)
+
+
+@pytest.mark.parametrize("record", [0, 3, 6])
+@pytest.mark.parametrize(
+    "at", [0, 4, 5, 6, 7, 40], ids=["checksum", "length", "length", "kind", "sequence", "content"]
+)
+def test_any_flip_before_the_last_write_is_damage(
+    killed_store: tuple[Any, Path], record: int, at: int
+) -> None:
+    """RocksDB takes a length that became too great for the end of the file."""
+    store, database = killed_store
+    wal = newest_wal(database)
+    where = offsets(wal)[record]
+
+    for bit in (0, 6):
+        change(wal, flip(where + at, bit))
+        for _ in range(2):
+            with pytest.raises(CorruptionError) as raised:
+                store.open()
+        assert (raised.value.path, raised.value.offset) == (wal, where)
+        change(wal, flip(where + at, bit))
+    assert recovered(store) == 8
+
+
+def test_zeros_between_synced_records_are_damage(killed_store: tuple[Any, Path]) -> None:
+    """RocksDB skips a block that goes on with zeros."""
+    store, database = killed_store
+    wal = newest_wal(database)
+    second, third = offsets(wal)[1:3]
+
+    def how(content: bytearray) -> None:
+        content[second:third] = bytes(third - second)
+
+    change(wal, how)
+
+    with pytest.raises(CorruptionError, match="a frame of unknown kind 0"):
+        store.open()
+
+
+def test_zeros_in_place_of_unsynced_pages_are_what_a_power_loss_leaves(
+    make_store: Any, tmp_path: Path
+) -> None:
+    store = make_store("original")
+    store.open()
+    write(store, 0)
+    store.flush()
+    for number in range(1, 20):
+        write(store, number)
+    database = killed(store, tmp_path / "copy")
+    wal = newest_wal(database)
+    copy = make_store("copy")
+    ends = offsets(wal)
+
+    def how(content: bytearray) -> None:
+        content[2048:3072] = bytes(1024)
+
+    change(wal, how)
+
+    whole = sum(end <= 2048 for end in ends[1:])
+    assert 0 < whole < 19
+    assert recovered(copy) == whole
+    assert recovered(copy) == whole
+
+
+def framed(payloads: list[bytes]) -> bytes:
+    """Lay records out as RocksDB does, as long as they fit into one block."""
+    frames = [
+        masked_crc32c(b"\1" + payload).to_bytes(4, "little")
+        + len(payload).to_bytes(2, "little")
+        + b"\1"
+        + payload
+        for payload in payloads
+    ]
+    assert sum(map(len, frames)) < BLOCK_BYTES
+    return b"".join(frames)
+
+
+def test_an_older_wal_that_lost_its_unsynced_end_takes_the_newer_one_with_it(
+    killed_store: tuple[Any, Path],
+) -> None:
+    """A hole must not be left, and RocksDB would leave one."""
+    store, database = killed_store
+    older = newest_wal(database)
+    payloads = [record.payload for record in read_records(older)]
+    newer = older.with_name(f"{int(older.stem) + 50:06d}.log")
+    newer.write_bytes(framed(payloads[6:]))
+    image = store.directory.parent / "image"
+    shutil.copytree(store.directory, image)
+    write_synced(database, lambda size: len(framed(payloads[:3])))
+
+    for lost, expected in ((1, 5), (len(framed(payloads[5:6])), 5), (400, 4)):
+        older.write_bytes(framed(payloads[:6])[:-lost])
+        assert recovered(store) == expected
+        shutil.rmtree(store.directory)
+        shutil.copytree(image, store.directory)
+        write_synced(database, lambda size: len(framed(payloads[:3])))
+    older.write_bytes(framed(payloads[:6]))
+    assert recovered(store) == 8
+
+
+def write_synced(database: Path, size_of: Callable[[int], int]) -> None:
+    """Let `SYNCED` promise less."""
+    synced = read_synced(database)
+    smaller = attrs.evolve(synced, wal_bytes=size_of(synced.wal_bytes))
+    (database / "SYNCED").write_bytes(smaller.encode())
+
+
+def test_an_older_wal_of_which_a_part_is_in_a_table_was_synced(
+    make_store: Any, tmp_path: Path
+) -> None:
+    """RocksDB syncs the closed WALs before; without that the families would part."""
+    store = make_store("original", write_buffer_bytes=64 << 10)
+    store.open()
+    directory = store._engine.directory
+    for number in range(1000):
+        write(store, number, keys=20)
+        wals, _ = numbered_files(directory)
+        manifest = read_manifest(max(directory.glob("MANIFEST-*")))[0]
+        if manifest.first_needed_wal <= wals[0] < manifest.newest_log_number:
+            break
+    else:
+        pytest.fail("no family was flushed alone")
+    database = killed(store, tmp_path / "copy")
+    older = database / f"{wals[0]:06d}.log"
+    copy = make_store("copy", write_buffer_bytes=64 << 10)
+    content = older.read_bytes()
+
+    older.write_bytes(content[:-9])
+    with pytest.raises(CorruptionError):
+        copy.open()
+    older.write_bytes(content)
+    assert recovered(copy) == number + 1
+
+
+@pytest.mark.parametrize("kind", ["wal", "manifest", "current", "synced", "sst"])
+def test_a_missing_file_is_damage(make_store: Any, tmp_path: Path, kind: str) -> None:
+    store = make_store("original")
+    store.open()
+    store.replace_all([WriteBatch({b"000-000": VALUE}, {b"number": b"0"})])
+    write(store, 1)
+    store.flush()
+    database = killed(store, tmp_path / "copy")
+    pattern = {"wal": "*.log", "manifest": "MANIFEST-*", "current": "CURRENT", "synced": "SYNCED"}
+    path = max(database.glob(pattern.get(kind, "*.sst")))
+    content = path.read_bytes()
+    copy = make_store("copy")
+
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(CorruptionError) as raised:
+            copy.open()
+    assert raised.value.path.is_relative_to(database)
+    path.write_bytes(content)
+
+    assert recovered(copy) == 2
+
+
+@pytest.mark.parametrize("kind", ["MANIFEST-*", "SYNCED", "CURRENT"])
+def test_other_files_cut_or_flipped_anywhere_are_damage_or_harmless(
+    killed_store: tuple[Any, Path], kind: str
+) -> None:
+    store, database = killed_store
+    image = store.directory.parent / "image"
+    shutil.copytree(store.directory, image)
+    path = max(database.glob(kind))
+    content = path.read_bytes()
+    rng = random.Random(3)
+    refused = 0
+
+    for at in sorted(rng.sample(range(len(content)), min(12, len(content)))):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << rng.randrange(8)
+        for wrong in (bytes(flipped), content[:at]):
+            path.write_bytes(wrong)
+            try:
+                store.open()
+            except CorruptionError:
+                refused += 1
+            else:
+                store.close()
+                pytest.fail(f"{at}: {wrong!r}")
+    path.write_bytes(content)
+
+    assert refused > 0
+    assert recovered(store) == 8
+
+
+def test_a_scan_over_a_damaged_block_raises(make_store: Any) -> None:
+    """An iterator of RocksDB ends there as it does at the end."""
+    store = make_store("original")
+    store.open()
+    store.replace_all(
+        [WriteBatch({b"%05d" % key: random.Random(key).randbytes(200) for key in range(2000)})]
+    )
+    path = max(store._engine.directory.glob("*.sst"), key=lambda path: path.stat().st_size)
+    store.close()
+    change(path, flip(200_000, 0))
+    store.open()
+
+    for reader in (store, store.view()):
+        found = []
+        with pytest.raises(CorruptionError, match="block checksum mismatch") as raised:
+            found.extend(reader.scan(b"", None))
+        assert raised.value.path == path
+        assert 0 < raised.value.offset <= 200_000
+        with pytest.raises(CorruptionError):
+            reader.get_multi([b"%05d" % key for key in range(2000)])
+    assert store.get(b"00001") is not None
+
+
+def test_a_frame_error_says_where() -> None:
+    error = FrameError(7, 9, "a frame of 3 bytes, more than are left", is_torn=True)
+
+    assert "7" in str(error)
