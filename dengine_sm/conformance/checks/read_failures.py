@@ -134,14 +134,12 @@ def _ways(trial: Trial, image: Image) -> list[tuple[str, Callable[[Path], None]]
     ways: list[tuple[str, Callable[[Path], None]]] = []
     for what, kind in kinds.items():
         ways.append((f"every file {what}", lambda directory, kind=kind: _each(directory, kind)))  # type: ignore[misc]
-        for name in names:
-            ways.append(
-                (
-                    f"{name!r} {what}",
-                    lambda directory, kind=kind, name=name: _hurt(directory / name, kind),
-                )  # type: ignore[misc]
-            )
+        ways += [(f"{name!r} {what}", _on_file(name, kind)) for name in names]
     return ways
+
+
+def _on_file(name: str, kind: Callable[[Path], None]) -> Callable[[Path], None]:
+    return lambda directory: _hurt(directory / name, kind)
 
 
 def _hurt(path: Path, kind: Callable[[Path], None]) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from dengine_sm import StorageError
 from dengine_sm_rocksdb import Binding, RocksDBOptions
 from dengine_sm_rocksdb.backend import _binding
 from dengine_sm_rocksdb.store import RocksDBStore
+
+from dengine_sm import StorageError
 
 MakeStore = Callable[..., RocksDBStore]
 

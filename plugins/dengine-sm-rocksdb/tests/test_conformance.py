@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from dengine_sm_rocksdb import create_rocksdb
 
 from dengine_sm.conformance import Profile, StateMachineTests, run_conformance, subject_of_backend
-from dengine_sm_rocksdb import create_rocksdb
 
 
 class TestRocksDB(StateMachineTests):

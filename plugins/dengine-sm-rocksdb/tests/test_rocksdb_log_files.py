@@ -10,12 +10,12 @@ from typing import Any
 
 import attrs
 import pytest
-
-from dengine_sm import CorruptionError
-from dengine_sm.kv import WriteBatch
 from dengine_sm_rocksdb.frames import BLOCK_BYTES, FrameError, masked_crc32c, read_records
 from dengine_sm_rocksdb.manifest import read_manifest
 from dengine_sm_rocksdb.synced import numbered_files, read_synced
+
+from dengine_sm import CorruptionError
+from dengine_sm.kv import WriteBatch
 
 VALUE = bytes(range(256))
 
@@ -93,8 +93,8 @@ def test_records_larger_than_a_block_are_read_whole(make_store: Any, tmp_path: P
 
     records = list(read_records(newest_wal(store._engine.directory), verify=True))
 
-    assert [12, 12, 12, 12] == [len(record.payload[:12]) for record in records]
-    assert [1, 500, 3, 900] == [record.payload.count(VALUE) for record in records]
+    assert [len(record.payload[:12]) for record in records] == [12, 12, 12, 12]
+    assert [record.payload.count(VALUE) for record in records] == [1, 500, 3, 900]
 
 
 def test_a_kill_loses_nothing(killed_store: tuple[Any, Path]) -> None:

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from dengine_sm_rocksdb import Binding, RocksDBOptions, create_rocksdb
 
 from dengine_sm import BackendLoadError, ConfigError, Durability, create_state_machine
-from dengine_sm_rocksdb import Binding, RocksDBOptions, create_rocksdb
 
 
 @pytest.mark.parametrize(

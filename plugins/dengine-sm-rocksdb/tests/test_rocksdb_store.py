@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dengine_sm_rocksdb import Binding
 
 from dengine_sm import NotRunningError, StorageError
 from dengine_sm.kv import WriteBatch
-from dengine_sm_rocksdb import Binding
 
 
 def batch(*keys: int, value: bytes = b"v", **internal: bytes) -> WriteBatch:
@@ -60,7 +60,7 @@ def test_scans_of_any_range_are_right(make_store: Any, binding: Binding) -> None
         expected = sorted((k, v) for k, v in model.items() if k >= start and (not stop or k < stop))
         assert expected == list(store.scan(start, stop))
     assert list(store.scan(b"b", b"a")) == []
-    assert [(b"b", b"2")] == list(store.scan_internal(b"b", b"c"))
+    assert list(store.scan_internal(b"b", b"c")) == [(b"b", b"2")]
 
 
 def test_large_values_are_paged_by_their_size(make_store: Any) -> None:
@@ -93,7 +93,7 @@ def test_a_view_stays_while_everything_is_replaced(make_store: Any, binding: Bin
     store.write(batch(2, 3, value=b"new", row=b"new"))
     store.replace_all([batch(9)])
 
-    assert [(b"k00001", b"v"), (b"k00002", b"v")] == list(view.scan(b"", None))
+    assert list(view.scan(b"", None)) == [(b"k00001", b"v"), (b"k00002", b"v")]
     assert view.count() == 2
     assert view.get(b"k00003") is None
     assert view.get_internal(b"row") == b"old"
@@ -239,7 +239,7 @@ def test_a_replacement_that_fails_leaves_the_old_state(make_store: Any, tmp_path
         store.replace_all([batch(6)])
     failing.fails.clear()
 
-    assert [b"k00001"] == [key for key, _ in store.scan(b"", None)]
+    assert [key for key, _ in store.scan(b"", None)] == [b"k00001"]
     assert len(list((tmp_path / "store").glob("data-*"))) == 1
     store.write(batch(2))
     store.replace_all([batch(7)])
