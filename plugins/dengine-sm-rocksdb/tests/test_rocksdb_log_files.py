@@ -161,7 +161,7 @@ def test_zeros_between_synced_records_are_damage(killed_store: tuple[Any, Path])
 
     change(wal, how)
 
-    with pytest.raises(CorruptionError, match="a frame of unknown kind 0"):
+    with pytest.raises(CorruptionError, match="a frame of unknown kind"):
         store.open()
 
 
@@ -239,16 +239,20 @@ def test_an_older_wal_of_which_a_part_is_in_a_table_was_synced(
     """RocksDB syncs the closed WALs before; without that the families would part."""
     store = make_store("original", write_buffer_bytes=64 << 10)
     store.open()
-    directory = store._engine.directory
     for number in range(1000):
         write(store, number, keys=20)
-        wals, _ = numbered_files(directory)
-        manifest = read_manifest(max(directory.glob("MANIFEST-*")))[0]
+        # RocksDB works in threads of its own: only a copy stays as it is.
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        try:
+            database = killed(store, tmp_path / "copy")
+        except shutil.Error:
+            continue
+        wals, manifests = numbered_files(database)
+        manifest = read_manifest(database / f"MANIFEST-{manifests[-1]:06d}")[0]
         if manifest.first_needed_wal <= wals[0] < manifest.newest_log_number:
             break
     else:
         pytest.fail("no family was flushed alone")
-    database = killed(store, tmp_path / "copy")
     older = database / f"{wals[0]:06d}.log"
     copy = make_store("copy", write_buffer_bytes=64 << 10)
     content = older.read_bytes()
@@ -337,6 +341,6 @@ def test_a_scan_over_a_damaged_block_raises(make_store: Any) -> None:
 
 
 def test_a_frame_error_says_where() -> None:
-    error = FrameError(7, 9, "a frame of 3 bytes, more than are left", is_torn=True)
+    error = FrameError(7, 9, "a frame that is longer than what is left", is_torn=True)
 
     assert "7" in str(error)

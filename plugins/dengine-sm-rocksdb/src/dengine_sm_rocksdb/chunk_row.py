@@ -15,10 +15,12 @@ ROW = b"chunk"
 _VALUE = struct.Struct(">QQ")
 _BATCH = struct.Struct("<QI")
 """What a record of a WAL begins with: sequence number and count of the changes."""
-_PUT_IN_FAMILY = 5
-_AFTER_FAMILY = bytes([len(ROW)]) + ROW + bytes([_VALUE.size])
+_ROW_BYTES = bytes([len(ROW)]) + ROW + bytes([_VALUE.size])
+_ROW_AT = _BATCH.size + 2
+"""After the kind of the change and the number of the family, one byte each."""
+_VALUE_AT = _ROW_AT + len(_ROW_BYTES)
 CHUNK_HEAD_BYTES = 64
-"""As many bytes of a record are enough for `read_chunk_head`."""
+"""As many bytes of a record are enough to tell what it is."""
 
 
 @attrs.frozen
@@ -46,32 +48,20 @@ def decode_chunk_row(value: bytes) -> ChunkRow:
     return ChunkRow(*_VALUE.unpack(value))
 
 
-@attrs.frozen
-class ChunkHead:
-    """What a record of a WAL begins with."""
-
-    sequence: int
-    """Of its first change."""
-    changes: int
-    chunk: int | None
-    """Number of the write batch; None if it is not one of a store's."""
-
-    @property
-    def next_sequence(self) -> int:
-        """Sequence number of the change after it."""
-        return self.sequence + self.changes
-
-
-def read_chunk_head(payload: bytes) -> ChunkHead | None:
-    """Read the beginning of a record; None if it is no write batch."""
+def sequence_range(payload: bytes) -> tuple[int, int] | None:
+    """Return the sequence numbers `[first, next)` of a record of a WAL; None if it is none."""
     if len(payload) < _BATCH.size:
         return None
     sequence, changes = _BATCH.unpack_from(payload)
-    at = _BATCH.size
-    if payload[at : at + 1] == bytes([_PUT_IN_FAMILY]):
-        # The number of a family is small: one byte.
-        value_at = at + 2 + len(_AFTER_FAMILY)
-        value = payload[value_at : value_at + _VALUE.size]
-        if payload[at + 2 : value_at] == _AFTER_FAMILY and len(value) == _VALUE.size:
-            return ChunkHead(sequence, changes, _VALUE.unpack(value)[1])
-    return ChunkHead(sequence, changes, None)
+    return sequence, sequence + changes
+
+
+def is_chunk(payload: bytes) -> bool:
+    """Tell whether a record of a WAL is a store's write batch."""
+    return payload[_ROW_AT:_VALUE_AT] == _ROW_BYTES and len(payload) >= _VALUE_AT + _VALUE.size
+
+
+def chunk_number(payload: bytes) -> int:
+    """Return the number of the write batch that a record is, of which `is_chunk` holds."""
+    number: int = _VALUE.unpack_from(payload, _VALUE_AT)[1]
+    return number

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from dengine_sm import CorruptionError, NotRunningError, StorageError
+from dengine_sm.files import sync_directory
 from dengine_sm.kv import WriteBatch
 from dengine_sm_rocksdb.binding import Database, OpenDatabase, Opening, database_error
 from dengine_sm_rocksdb.chunk_row import ChunkRow
@@ -76,7 +77,10 @@ class Engine(Reading):
         self.row = self.chunk_row()
         try:
             self._synced.open()
-            self._synced.note(self._synced.look())
+            synced = self._synced.look()
+            # RocksDB has just begun a WAL, and leaves it to the first sync to make it durable.
+            sync_directory(self.directory)
+            self._synced.note(synced)
         except OSError as exc:
             raise self._refused(exc, "write what is durable", "nothing was changed") from exc
 
@@ -257,13 +261,13 @@ def _open_again(binding: OpenDatabase, opening: Opening) -> Database:
 
 def _require_tail(engine: Engine, tail: Tail | None) -> None:
     """Check that RocksDB has recovered all that its WALs hold."""
-    if tail is None or tail.head.chunk is None or tail.head.chunk <= engine.row.chunk:
+    if tail is None or tail.chunk <= engine.row.chunk:
         return
     raise CorruptionError(
-        f"'{tail.path}' holds write batches up to {tail.head.chunk}, but RocksDB recovered "
+        f"'{tail.path}' holds write batches up to {tail.chunk}, but RocksDB recovered "
         f"{engine.row.chunk} of them; expected all",
         path=tail.path,
-        offset=tail.end,
+        offset=tail.offset,
     )
 
 

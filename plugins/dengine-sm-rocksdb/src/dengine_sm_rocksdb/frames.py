@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import attrs
 
@@ -22,12 +22,14 @@ BLOCK_BYTES = 32 << 10
 SECTOR_BYTES = 512
 _HEADER = struct.Struct("<IHB")
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_BAD = 0
+_TORN, _WRONG = b"t", b"w"
+"""Whether the file just ends at a bad frame."""
 _MASK_DELTA = 0xA282EAD8
 
 
-@attrs.frozen
-class Record:
-    """A record of a log file."""
+class Record(NamedTuple):
+    """A record of a log file; a tuple, because a start makes a hundred thousand of them."""
 
     offset: int
     """Where its first frame begins."""
@@ -70,8 +72,12 @@ def _records(file: IO[bytes], keep: int | None, verify: bool) -> Iterator[Record
     start = 0
     is_open = False
     for offset, kind, payload in _frames(file, verify):
-        if isinstance(payload, str):
-            raise FrameError(start if is_open else offset, offset, payload, is_torn=kind > 0)
+        if kind == _WHOLE and not is_open:
+            yield Record(offset, payload[:keep])
+            continue
+        if kind == _BAD:
+            at = start if is_open else offset
+            raise FrameError(at, offset, payload[1:].decode(), is_torn=payload[:1] == _TORN)
         begins = kind in (_WHOLE, _FIRST)
         if begins == is_open:
             problem = "a part of a record is missing"
@@ -81,44 +87,39 @@ def _records(file: IO[bytes], keep: int | None, verify: bool) -> Iterator[Record
         if keep is None or kept < keep:
             parts.append(payload)
             kept += len(payload)
-        is_open = kind in (_FIRST, _MIDDLE)
+        is_open = kind != _LAST
         if not is_open:
-            content = parts[0] if len(parts) == 1 else b"".join(parts)
-            yield Record(start, content if keep is None else content[:keep])
+            yield Record(start, b"".join(parts)[:keep])
     if is_open:
         raise FrameError(start, file.tell(), "the last record is not finished", is_torn=True)
 
 
-def _frames(file: IO[bytes], verify: bool) -> Iterator[tuple[int, int, bytes | str]]:
-    """Yield offset, kind and payload of frames.
-
-    Ends with a text in place of the payload if what follows is no frame; the kind is then 1
-    if the file ends there, 0 if it goes on.
-    """
+def _frames(file: IO[bytes], verify: bool) -> Iterator[tuple[int, int, bytes]]:
+    """Yield offset, kind and payload of frames; the kind `_BAD` ends them, its payload says why."""
     unpack, header_bytes = _HEADER.unpack_from, _HEADER.size
     start = 0
     while block := file.read(BLOCK_BYTES):
         at, size = 0, len(block)
-        while at + header_bytes <= size:
+        while (payload_at := at + header_bytes) <= size:
             checksum, length, kind = unpack(block, at)
-            end = at + header_bytes + length
+            end = payload_at + length
             if not _WHOLE <= kind <= _LAST:
-                if not (any(block[at:]) or _has_more(file)):
-                    yield start + at, 1, "zeros to the end of the file"
-                else:
-                    yield start + at, 0, f"a frame of unknown kind {kind}"
+                is_end = not any(block[at:]) and not _has_more(file)
+                text = b"zeros to the end of the file" if is_end else b"a frame of unknown kind"
+                yield start + at, _BAD, (_TORN if is_end else _WRONG) + text
                 return
             if end > size:
                 is_cut = size < BLOCK_BYTES and not _matches_shorter(block, at, checksum)
-                yield start + at, int(is_cut), f"a frame of {length} bytes, more than are left"
+                text = b"a frame that is longer than what is left"
+                yield start + at, _BAD, (_TORN if is_cut else _WRONG) + text
                 return
-            if verify and checksum != masked_crc32c(block[at + header_bytes - 1 : end]):
-                yield start + at, 0, "a frame that does not match its checksum"
+            if verify and checksum != masked_crc32c(block[payload_at - 1 : end]):
+                yield start + at, _BAD, _WRONG + b"a frame that does not match its checksum"
                 return
-            yield start + at, kind, block[at + header_bytes : end]
+            yield start + at, kind, block[payload_at:end]
             at = end
         if at < size < BLOCK_BYTES:
-            yield start + at, 1, "a part of a frame's header"
+            yield start + at, _BAD, _TORN + b"a part of a frame's header"
             return
         start += size
 

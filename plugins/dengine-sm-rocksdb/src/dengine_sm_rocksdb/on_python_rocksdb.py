@@ -55,8 +55,8 @@ def require_module() -> ModuleType:
 def open_python_rocksdb(opening: Opening) -> Database:
     """Open a database."""
     module = require_module()
-    if opening.tail is not None and opening.tail.head.chunk is not None:
-        _require_chunk(module, opening, opening.tail.head.chunk)
+    if opening.tail is not None:
+        _require_chunk(module, opening, opening.tail.chunk)
     return _Database(module, opening)
 
 
@@ -153,8 +153,8 @@ class _Database:
     def _write(self, native: Any, *, sync: bool) -> None:
         with self._writing:
             if sync:
-                # A synced write that begins a new WAL does not sync the entry of its file, up to
-                # RocksDB 9 at least. This one begins it if that is due; the next one syncs it.
+                # In RocksDB 6 a synced write that begins a new WAL does not sync the entry of its
+                # file. This one begins it, if that is due; the next one then syncs it.
                 self._db.write(self._module.WriteBatch())
             self._db.write(native, sync=sync)
 

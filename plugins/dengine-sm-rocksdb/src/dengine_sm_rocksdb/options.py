@@ -46,7 +46,7 @@ class RocksDBOptions:
     """`rocksdict`, or `python-rocksdb` with what the README says it lacks."""
     block_cache_bytes: int = attrs.field(default=32 << 20, validator=_at_least(0, "bytes"))
     """Memory for blocks of table files, indexes and filters included; 0 for none of data."""
-    write_buffer_bytes: int = attrs.field(default=32 << 20, validator=_at_least(64 << 10, "bytes"))
+    write_buffer_bytes: int = attrs.field(default=64 << 20, validator=_at_least(64 << 10, "bytes"))
     """Memory for what is in no table file yet; about as much WAL is replayed by a start."""
     compression: Compression = attrs.field(default=Compression.SNAPPY)
     """`none`, `snappy`, `lz4` or `zstd`; for table files written from here on."""

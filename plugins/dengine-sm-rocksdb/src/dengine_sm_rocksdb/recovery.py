@@ -26,8 +26,8 @@ import attrs
 
 from dengine_sm.errors import CorruptionError
 from dengine_sm.files import FileSystem, default_file_system
-from dengine_sm_rocksdb.chunk_row import CHUNK_HEAD_BYTES, ChunkHead, read_chunk_head
-from dengine_sm_rocksdb.frames import FrameError, has_zero_sector, read_records
+from dengine_sm_rocksdb.chunk_row import CHUNK_HEAD_BYTES, chunk_number, is_chunk, sequence_range
+from dengine_sm_rocksdb.frames import FrameError, Record, has_zero_sector, read_records
 from dengine_sm_rocksdb.manifest import Manifest, read_manifest
 from dengine_sm_rocksdb.synced import (
     Synced,
@@ -47,10 +47,10 @@ class Tail:
     """The newest WAL's end."""
 
     path: Path
-    end: int
-    """Where the newest whole record begins."""
-    head: ChunkHead
-    """What the newest whole record begins with."""
+    offset: int
+    """Where the newest record of a store's write batch begins."""
+    chunk: int
+    """Number of that batch."""
 
 
 def check_log_files(
@@ -64,7 +64,7 @@ def check_log_files(
         fs: the file system for a repair.
 
     Returns:
-        The newest whole record of the WALs; None if there is none.
+        The newest write batch in the WALs; None if there is none.
 
     Raises:
         CorruptionError: damage that no crash explains; nothing was changed.
@@ -124,9 +124,10 @@ class _WalCheck:
         self._newest_flush = manifest.newest_log_number
         self._fs = fs
         self._tail: Tail | None = None
+        self._next_sequence: int | None = None
 
     def run(self, numbers: list[int], verify: bool) -> Tail | None:
-        self._tail = None
+        self._tail = self._next_sequence = None
         for place, number in enumerate(numbers):
             path = wal_path(self._directory, number)
             if number == self._synced.newest_wal:
@@ -150,16 +151,22 @@ class _WalCheck:
         return self._tail
 
     def _read(self, path: Path, verify: bool) -> None:
-        for record in read_records(path, keep=CHUNK_HEAD_BYTES, verify=verify):
-            head = read_chunk_head(record.payload)
-            if head is None:
-                raise FrameError(
-                    record.offset, record.offset, "a record that is no write batch", is_torn=False
-                )
-            if self._tail is not None and head.sequence != self._tail.head.next_sequence:
-                text = f"sequence {head.sequence}, expected {self._tail.head.next_sequence}"
-                raise FrameError(record.offset, record.offset, text, is_torn=False)
-            self._tail = Tail(path, record.offset, head)
+        """Read a WAL; the sequence numbers of its records follow each other without a gap."""
+        newest: Record | None = None
+        expected = self._next_sequence
+        try:
+            for record in read_records(path, keep=CHUNK_HEAD_BYTES, verify=verify):
+                found = sequence_range(record.payload)
+                if found is None or found[0] != (expected or found[0]):
+                    problem = "a record that does not follow the one before it"
+                    raise FrameError(record.offset, record.offset, problem, is_torn=False)
+                expected = found[1]
+                if is_chunk(record.payload):
+                    newest = record
+        finally:
+            self._next_sequence = expected
+            if newest is not None:
+                self._tail = Tail(path, newest.offset, chunk_number(newest.payload))
 
     def _is_synced(self, number: int, offset: int) -> bool:
         newest = self._synced.newest_wal
@@ -220,8 +227,7 @@ def take_back(directory: Path, chunk: int, fs: FileSystem | None = None) -> None
             path = wal_path(directory, number)
             with suppress(FrameError):
                 for record in read_records(path, keep=CHUNK_HEAD_BYTES):
-                    head = read_chunk_head(record.payload)
-                    if head is not None and head.chunk is not None and head.chunk > chunk:
+                    if is_chunk(record.payload) and chunk_number(record.payload) > chunk:
                         cut_file(path, record.offset, fs)
                         return
 
