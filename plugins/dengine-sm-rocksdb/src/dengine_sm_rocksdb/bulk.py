@@ -26,17 +26,18 @@ def write_database(
     with _refusals(path):
         database = binding(Opening(path, options, is_new=True))
     try:
-        _write_all(path, database, batches)
+        chunk = _write_all(path, database, batches)
     except BaseException:
         with _refusals(path):
             database.close()
         raise
     with _refusals(path):
         database.close()
-        _note_as_synced(path)
+        _note_as_synced(path, chunk)
 
 
-def _write_all(path: Path, database: Database, batches: Iterable[WriteBatch]) -> None:
+def _write_all(path: Path, database: Database, batches: Iterable[WriteBatch]) -> int:
+    """Write the batches, durably; return the number of the newest."""
     keys = chunk = 0
     highest: bytes | None = None
     for batch in batches:
@@ -48,8 +49,10 @@ def _write_all(path: Path, database: Database, batches: Iterable[WriteBatch]) ->
             greatest = max(batch.data)
             highest = greatest if highest is None else max(highest, greatest)
     with _refusals(path):
-        database.write(WriteBatch(), ChunkRow(keys, chunk + 1).encode(), sync=False)
+        chunk += 1
+        database.write(WriteBatch(), ChunkRow(keys, chunk).encode(), sync=False)
         database.finish()
+    return chunk
 
 
 def _added(database: Database, data: dict[bytes, bytes | None], highest: bytes | None) -> int:
@@ -64,12 +67,12 @@ def _added(database: Database, data: dict[bytes, bytes | None], highest: bytes |
     return puts - sum(value is not None for value in database.get_multi(list(data)))
 
 
-def _note_as_synced(path: Path) -> None:
+def _note_as_synced(path: Path, chunk: int) -> None:
     """Write the file `SYNCED` of a new database, durably."""
     synced = SyncedFile(path)
-    synced.open()
+    synced.create()
     try:
-        synced.note(synced.look())
+        synced.write(synced.look(chunk))
         synced.sync()
     finally:
         synced.close()

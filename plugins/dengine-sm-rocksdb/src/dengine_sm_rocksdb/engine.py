@@ -16,8 +16,8 @@ from dengine_sm_rocksdb.forks import forget_in_children, never_free
 from dengine_sm_rocksdb.options import RocksDBOptions
 from dengine_sm_rocksdb.pinned import Pinned
 from dengine_sm_rocksdb.reading import Reading
-from dengine_sm_rocksdb.recovery import Tail, check_log_files, take_back
-from dengine_sm_rocksdb.synced import SyncedFile
+from dengine_sm_rocksdb.recovery import CURRENT, Tail, check_log_files, take_back
+from dengine_sm_rocksdb.synced import Synced, SyncedFile, read_synced
 
 
 class View(Reading):
@@ -77,7 +77,7 @@ class Engine(Reading):
         self.row = self.chunk_row()
         try:
             self._synced.open()
-            synced = self._synced.look()
+            synced = self._synced.look(self.row.chunk)
             # RocksDB has just begun a WAL, and leaves it to the first sync to make it durable.
             sync_directory(self.directory)
             self._synced.note(synced)
@@ -103,7 +103,7 @@ class Engine(Reading):
             self.row = row
             if sync:
                 with self._syncing, suppress(OSError):
-                    self._synced.note(self._synced.look(sync_manifest=False))
+                    self._synced.note(self._synced.look(row.chunk, sync_manifest=False))
 
     def _next_row(self, database: Database, data: dict[bytes, bytes | None]) -> ChunkRow:
         keys = self.row.keys
@@ -125,7 +125,7 @@ class Engine(Reading):
             self._require_sound("nothing was synced")
             try:
                 # Looked at before: what others write meanwhile may be synced or not.
-                synced = self._synced.look()
+                synced = self._synced.look(self.row.chunk)
                 database.sync()
             except Exception as exc:
                 self._broken = str(exc)
@@ -243,8 +243,9 @@ def open_engine(directory: Path, options: RocksDBOptions, binding: OpenDatabase)
     engine = Engine(database, directory)
     del database
     try:
+        synced = read_synced(directory)
         engine.begin()
-        _require_tail(engine, tail)
+        _require_all(engine, tail, synced)
     except BaseException:
         engine.break_off("it could not be opened")
         engine.close()
@@ -259,16 +260,17 @@ def _open_again(binding: OpenDatabase, opening: Opening) -> Database:
         raise database_error(exc, opening.path, "open the database", "nothing was changed") from exc
 
 
-def _require_tail(engine: Engine, tail: Tail | None) -> None:
-    """Check that RocksDB has recovered all that its WALs hold."""
-    if tail is None or tail.chunk <= engine.row.chunk:
-        return
-    raise CorruptionError(
-        f"'{tail.path}' holds write batches up to {tail.chunk}, but RocksDB recovered "
-        f"{engine.row.chunk} of them; expected all",
-        path=tail.path,
-        offset=tail.offset,
-    )
+def _require_all(engine: Engine, tail: Tail | None, synced: Synced) -> None:
+    """Check that RocksDB has recovered all that its WALs hold, and all that was durable."""
+    expected = max(synced.chunk, tail.chunk if tail else 0)
+    if engine.row.chunk < expected:
+        path, offset = (tail.path, tail.offset) if tail else (engine.directory / CURRENT, 0)
+        raise CorruptionError(
+            f"'{path}': RocksDB has recovered {engine.row.chunk} write batches, expected "
+            f"{expected}; the rest is lost",
+            path=path,
+            offset=offset,
+        )
 
 
 def remove_database(directory: Path) -> None:

@@ -30,7 +30,10 @@ class Manifest:
 
     log_numbers: dict[int, int] = attrs.field(factory=dict)
     """Of each column family, the first WAL with changes that are in no table file."""
+    names: dict[int, bytes] = attrs.field(factory=dict)
+    """Of the column families that are not the default one."""
     min_log_to_keep: int = 0
+    """Number below which no WAL is needed; 0 where RocksDB does not say, as 6 does not."""
     is_understood: bool = True
     """False if an edit has a field of an unknown kind: then nothing is known for sure."""
 
@@ -38,6 +41,23 @@ class Manifest:
     def first_needed_wal(self) -> int:
         """Number below which WALs are not needed."""
         return max(self.min_log_to_keep, min(self.log_numbers.values(), default=0))
+
+    def may_be_removed(self, wal: int, family: bytes) -> bool:
+        """Tell whether RocksDB may have removed a WAL.
+
+        Args:
+            wal: its number.
+            family: one that every record of a WAL changes. Where RocksDB does not say what it
+                needs, the others tell nothing: they may have been empty.
+        """
+        if not self.is_understood or wal < self.first_needed_wal:
+            return True
+        if self.min_log_to_keep:
+            return False
+        numbers = [
+            self.log_numbers.get(key, 0) for key, name in self.names.items() if name == family
+        ]
+        return any(number > wal for number in numbers)
 
     @property
     def newest_log_number(self) -> int:
@@ -64,7 +84,8 @@ def _add(manifest: Manifest, edit: bytes) -> None:
     fields = _Fields(edit)
     family = 0
     log_number: int | None = None
-    is_added = is_dropped = False
+    added: bytes | None = None
+    is_dropped = False
     try:
         while not fields.at_end:
             tag = fields.number()
@@ -77,8 +98,9 @@ def _add(manifest: Manifest, edit: bytes) -> None:
                 elif tag == _FAMILY:
                     family = value
             elif tag in _TEXTS or tag >= _IGNORABLE:
-                fields.text()
-                is_added |= tag == _FAMILY_ADD
+                text = fields.text()
+                if tag == _FAMILY_ADD:
+                    added = text
             elif tag == _FAMILY_DROP:
                 is_dropped = True
             elif not _skip(fields, tag):
@@ -89,10 +111,13 @@ def _add(manifest: Manifest, edit: bytes) -> None:
         return
     if is_dropped:
         manifest.log_numbers.pop(family, None)
-    elif log_number is not None:
+        return
+    if added is not None:
+        manifest.names[family] = added
+    if log_number is not None:
         known = manifest.log_numbers.get(family, 0)
         manifest.log_numbers[family] = max(known, log_number)
-    elif is_added or not family:
+    elif added is not None or not family:
         manifest.log_numbers.setdefault(family, 0)
 
 
@@ -139,8 +164,9 @@ class _Fields:
                 return value
             shift += 7
 
-    def text(self) -> None:
+    def text(self) -> bytes:
         size = self.number()
-        self._at += size
+        start, self._at = self._at, self._at + size
         if self._at > len(self._edit):
             raise IndexError
+        return self._edit[start : self._at]

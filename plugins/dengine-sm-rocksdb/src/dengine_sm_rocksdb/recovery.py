@@ -26,7 +26,13 @@ import attrs
 
 from dengine_sm.errors import CorruptionError
 from dengine_sm.files import FileSystem, default_file_system
-from dengine_sm_rocksdb.chunk_row import CHUNK_HEAD_BYTES, chunk_number, is_chunk, sequence_range
+from dengine_sm_rocksdb.chunk_row import (
+    CHUNK_HEAD_BYTES,
+    STORE_FAMILY,
+    chunk_number,
+    is_chunk,
+    sequence_range,
+)
 from dengine_sm_rocksdb.frames import FrameError, Record, has_zero_sector, read_records
 from dengine_sm_rocksdb.manifest import Manifest, read_manifest
 from dengine_sm_rocksdb.synced import (
@@ -73,11 +79,10 @@ def check_log_files(
     synced = read_synced(directory)
     manifest = _checked_manifest(directory, synced, verify)
     existing, _ = numbered_files(directory)
-    first = manifest.first_needed_wal
     for number in synced.wals:
-        if manifest.is_understood and number >= first and number not in existing:
+        if number not in existing and not manifest.may_be_removed(number, STORE_FAMILY.encode()):
             raise damaged(wal_path(directory, number), 0, "is missing")
-    needed = [number for number in existing if number >= first]
+    needed = [number for number in existing if number >= manifest.first_needed_wal]
     check = _WalCheck(directory, synced, manifest, fs or default_file_system())
     try:
         return check.run(needed, verify)

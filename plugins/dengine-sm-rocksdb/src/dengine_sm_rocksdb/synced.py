@@ -2,11 +2,13 @@
 
 RocksDB forgets silently what is cut off its newest log files, because it cannot know that it
 ever was there. This file says how far the WAL and the MANIFEST are known to be durable. It is
-one sector, overwritten after each sync, and not synced itself: an older one promises less.
+written after each sync, to one of two sectors by turns, so that one of them is always whole, and
+not synced itself: an older one promises less.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -21,7 +23,7 @@ from dengine_sm.errors import CorruptionError
 from dengine_sm.files import FileSystem, default_file_system
 
 NAME = "SYNCED"
-SIZE = 512
+SECTOR_BYTES = 512
 _MAGIC = b"dengine-sm-rocksdb synced 1\n"
 _CHECKSUM = struct.Struct(">I")
 _MOST_WALS = 32
@@ -39,17 +41,19 @@ class Synced:
     """Number of the MANIFEST."""
     manifest_bytes: int = 0
     """Size of it that is durable."""
+    chunk: int = 0
+    """Number of the newest write batch that is durable."""
 
     @property
     def newest_wal(self) -> int:
         """Number of the newest WAL; 0 if there is none."""
         return self.wals[-1] if self.wals else 0
 
-    def encode(self) -> bytes:
-        """Return a sector's content."""
-        wals = list(self.wals[-_MOST_WALS:])
-        payload = _MAGIC + encode([wals, self.wal_bytes, self.manifest, self.manifest_bytes])
-        body = payload.ljust(SIZE - _CHECKSUM.size, b"\0")
+    def encode(self, turn: int) -> bytes:
+        """Return a sector's content; the one of the latest turn counts."""
+        numbers = [self.wal_bytes, self.manifest, self.manifest_bytes, self.chunk]
+        payload = _MAGIC + encode([turn, list(self.wals[-_MOST_WALS:]), *numbers])
+        body = payload.ljust(SECTOR_BYTES - _CHECKSUM.size, b"\0")
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -57,28 +61,39 @@ def read_synced(directory: Path) -> Synced:
     """Read the file of a database's directory.
 
     Raises:
-        CorruptionError: it is missing or damaged.
+        CorruptionError: it is missing, or none of its sectors is whole.
         OSError: it cannot be read.
     """
+    return _read(directory)[1]
+
+
+def _read(directory: Path) -> tuple[int, Synced]:
+    """Return the latest turn and what was written in it."""
     path = directory / NAME
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise _damaged(path, 0, "is missing") from None
-    if len(content) != SIZE:
-        raise _damaged(path, min(len(content), SIZE), f"has {len(content)} bytes, not {SIZE}")
-    body, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
+        raise _damaged(path, "is missing") from None
+    parts = (content[at : at + SECTOR_BYTES] for at in (0, SECTOR_BYTES))
+    whole = [found for part in parts if (found := _decode(part)) is not None]
+    if not whole:
+        raise _damaged(path, "has no sector that matches its checksum")
+    return max(whole, key=lambda found: found[0])
+
+
+def _decode(sector: bytes) -> tuple[int, Synced] | None:
+    body, checksum = sector[: -_CHECKSUM.size], sector[-_CHECKSUM.size :]
     if checksum != _CHECKSUM.pack(zlib.crc32(body)) or not body.startswith(_MAGIC):
-        raise _damaged(path, 0, "does not match its checksum")
-    wals, *numbers = decode_prefix(body[len(_MAGIC) :])
-    return Synced(tuple(wals), *numbers)
+        return None
+    turn, wals, *numbers = decode_prefix(body[len(_MAGIC) :])
+    return turn, Synced(tuple(wals), *numbers)
 
 
-def _damaged(path: Path, offset: int, problem: str) -> CorruptionError:
+def _damaged(path: Path, problem: str) -> CorruptionError:
     return CorruptionError(
         f"'{path}' {problem}: what was durable is not known; nothing was changed",
         path=path,
-        offset=offset,
+        offset=0,
     )
 
 
@@ -90,15 +105,25 @@ class SyncedFile:
         self._fs = fs or default_file_system()
         self._path = directory / NAME
         self._known = Synced()
+        self._turn = 0
         self._fd = -1
 
     def open(self) -> None:
-        """Open the file, and create it if need be.
+        """Open the file.
 
         Raises:
             OSError: the disk refused.
         """
-        self._fd = self._fs.open(self._path, os.O_WRONLY | os.O_CREAT)
+        self._turn, self._known = _read(self._directory)
+        self._fd = self._fs.open(self._path, os.O_WRONLY)
+
+    def create(self) -> None:
+        """Create the file, and open it.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._fd = self._fs.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -107,10 +132,11 @@ class SyncedFile:
             with suppress(OSError):
                 self._fs.close(fd)
 
-    def look(self, *, sync_manifest: bool = True) -> Synced:
+    def look(self, chunk: int, *, sync_manifest: bool = True) -> Synced:
         """Return what a sync that begins now makes durable; MANIFEST is synced here.
 
         Args:
+            chunk: number of the newest write batch.
             sync_manifest: otherwise what is known of MANIFEST is left as it was.
 
         Raises:
@@ -126,7 +152,7 @@ class SyncedFile:
         except FileNotFoundError:
             # RocksDB is replacing a file this moment; the next sync tells more.
             return self._known
-        return Synced(tuple(wals), size, *manifest)
+        return Synced(tuple(wals), size, *manifest, chunk)
 
     def _durable_manifest(self, number: int) -> int:
         """Return a size of MANIFEST that is durable: the present one, unless it is known."""
@@ -145,8 +171,19 @@ class SyncedFile:
         """Write down what `look` returned, after the sync; a failure is no harm."""
         if synced != self._known:
             with suppress(OSError):
-                self._fs.pwrite(self._fd, synced.encode(), 0)
-                self._known = synced
+                self.write(synced)
+
+    def write(self, synced: Synced) -> None:
+        """Write down what is durable.
+
+        Raises:
+            OSError: the disk refused; what was there before counts.
+        """
+        turn = self._turn + 1
+        sector = synced.encode(turn)
+        if self._fs.pwrite(self._fd, sector, turn % 2 * SECTOR_BYTES) < len(sector):
+            raise OSError(errno.ENOSPC, "the disk takes no more bytes", str(self._path))
+        self._turn, self._known = turn, synced
 
     def sync(self) -> None:
         """Make the file itself durable: once, when it is new.
