@@ -300,7 +300,10 @@ async def load_until(client: Client, writes: Writes, run: int, process: Any) -> 
         process.kill()
 
 
-@pytest.mark.parametrize(("backend", "kills"), [("file", 63), ("memory", 13)])
+@pytest.mark.parametrize(
+    ("backend", "kills"),
+    [("file", 63), ("memory", 13), ("rocksdb", 13), ("lmdb", 13), ("sqlite", 13)],
+)
 async def test_killed_nodes_keep_every_acknowledged_write_once(tmp_path, backend, kills):
     config = tmp_path / "node.toml"
     options = FILE_OPTIONS if backend == "file" else ""

@@ -217,7 +217,7 @@ def test_a_database_that_cannot_be_put_in_wal_mode_is_none(directory, monkeypatc
         SQLiteStore(directory).open()
 
     monkeypatch.undo()
-    assert {} == reopened(directory)
+    assert reopened(directory) == {}
 
 
 def test_a_second_store_in_the_process_takes_no_lock_away(store, directory):
