@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OTHER_PYTHONS := 3.12 3.13
 
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 PLUGINS := $(wildcard plugins/*)
 
 .PHONY: run test test-all bench kit-docs lint format proto clean
