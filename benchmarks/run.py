@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import apply, proposals, reads, storage
+from benchmarks import apply, backends, proposals, reads, storage
 from benchmarks.measure import Benchmark, Figure, Settings, installed
 from benchmarks.report import make_report, table
 
@@ -21,6 +21,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "read": reads.run,
     "snapshots": storage.run_snapshots,
     "checkpoint": storage.run_checkpoint,
+    "backends": backends.run_applies,
+    "backends_large": backends.run_large,
+    "backends_growth": backends.run_growth,
 }
 _OUT = Path(__file__).parent / "out"
 

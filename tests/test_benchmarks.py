@@ -34,6 +34,15 @@ NAMES = {
         "recover_checkpoint",
     },
     "checkpoint": {"checkpoint_stall"},
+    "backends": {
+        f"{name}_{figure}"
+        for name in ("rocksdb", "lmdb", "sqlite")
+        for figure in (
+            *("apply_chunk", "get", "scan", "snapshot", "install", "snapshot_memory"),
+            *("install_memory", "open", "open_growth"),
+        )
+    }
+    | {"rocksdb_growth", "lmdb_growth"},
 }
 
 
