@@ -146,6 +146,23 @@ def test_a_tool_that_looks_on_does_not_hinder_the_way_back(tmp_path, unflushed):
         tool.stdin.close()
 
 
+def test_a_start_makes_the_root_durable_that_it_goes_by(tmp_path, monkeypatch):
+    """A process may have been killed just before it synced the entry of a new one."""
+    worked = working(tmp_path / "data", 13)
+    worked.write()
+    worked.store.flush()
+    shutil.copytree(worked.store.directory, tmp_path / "image")
+    worked.store.close()
+    synced: list[Path] = []
+    monkeypatch.setattr("dengine_sm_lmdb.generation.sync_directory", synced.append)
+
+    store = LMDBStore(tmp_path / "image")
+    store.open()
+    store.close()
+
+    assert synced == [tmp_path / "image" / GENERATION]
+
+
 def test_synced_commits_are_there_after_a_kill(tmp_path):
     worked = working(tmp_path / "data", 2, Durability.PER_APPLY)
     for number in range(12):

@@ -136,7 +136,10 @@ class Generation:
                 raise CorruptionError(
                     f"{str(path)!r} is missing or empty; nothing was changed", path=path, offset=0
                 )
-        match decode_prefix(read_checked_file(root)):
+        content = read_checked_file(root)
+        # A killed process may have renamed it in, and not synced its entry.
+        sync_directory(self.path)
+        match decode_prefix(content):
             case [bytes(state), bytes(pages)] if state in (_IN_FILE, _SYNCED_COMMITS, _COPIED):
                 return state, pages
         raise CorruptionError(
