@@ -67,7 +67,8 @@ class Connections:
 
     def close(self) -> None:
         """Close every connection, borrowed ones when they come back; idempotent."""
-        self._is_open = False
+        with self._lock:
+            self._is_open = False
         while self._made:
             with suppress(Empty):
                 self._close(self._idle.get(timeout=_WAIT_S))
