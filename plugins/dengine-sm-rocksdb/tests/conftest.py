@@ -82,6 +82,15 @@ def binding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return Binding.PYTHON_ROCKSDB
 
 
+@pytest.fixture(params=[Binding.ROCKSDICT, Binding.PYTHON_ROCKSDB], ids=["rocksdict", "aimrocks"])
+def engine(request: pytest.FixtureRequest) -> Binding:
+    """Choose one of the two RocksDBs that are at hand, whatever the calls."""
+    if request.param is Binding.PYTHON_ROCKSDB:
+        pytest.importorskip("aimrocks", reason="it has no wheels above Python 3.12")
+    chosen: Binding = request.param
+    return chosen
+
+
 @pytest.fixture
 def make_store(tmp_path: Path) -> Iterator[MakeStore]:
     """Make stores on a directory, closed in the end."""

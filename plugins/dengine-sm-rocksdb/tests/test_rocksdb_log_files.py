@@ -16,9 +16,10 @@ from dengine_sm_rocksdb import Binding
 from dengine_sm_rocksdb.chunk_row import is_chunk
 from dengine_sm_rocksdb.frames import BLOCK_BYTES, FrameError, masked_crc32c, read_records
 from dengine_sm_rocksdb.manifest import read_manifest
-from dengine_sm_rocksdb.synced import numbered_files, read_synced
+from dengine_sm_rocksdb.synced import Synced, SyncedFile, numbered_files, read_synced
 
 from dengine_sm import CorruptionError
+from dengine_sm.files import OsFileSystem
 from dengine_sm.kv import WriteBatch
 
 VALUE = bytes(range(256))
@@ -40,9 +41,9 @@ def newest_wal(database: Path) -> Path:
 
 
 @pytest.fixture
-def killed_store(make_store: Any, binding: Binding, tmp_path: Path) -> tuple[Any, Path]:
+def killed_store(make_store: Any, engine: Binding, tmp_path: Path) -> tuple[Any, Path]:
     """A store that is closed, on the copy of one that was killed: six flushed batches, then two."""
-    store = make_store("original", binding=binding)
+    store = make_store("original", binding=engine)
     store.open()
     for number in range(6):
         write(store, number)
@@ -50,7 +51,7 @@ def killed_store(make_store: Any, binding: Binding, tmp_path: Path) -> tuple[Any
     write(store, 6)
     write(store, 7)
     database = killed(store, tmp_path / "copy")
-    return make_store("copy", binding=binding), database
+    return make_store("copy", binding=engine), database
 
 
 def recovered(store: Any) -> int:
@@ -418,6 +419,67 @@ def test_a_scan_over_a_damaged_block_raises(make_store: Any) -> None:
         with pytest.raises(CorruptionError):
             reader.get_multi([b"%05d" % key for key in range(2000)])
     assert store.get(b"00001") is not None
+
+
+class ShortWrites(OsFileSystem):
+    """A disk that takes only a part of what is overwritten, while `is_full`."""
+
+    is_full = False
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        return super().pwrite(fd, data[:100] if self.is_full else data, offset)
+
+
+def test_a_torn_write_of_what_is_durable_leaves_the_one_before(tmp_path: Path) -> None:
+    fs = ShortWrites()
+    file = SyncedFile(tmp_path, fs)
+    file.create()
+    for chunk in (1, 2, 3):
+        file.write(Synced(chunk=chunk))
+    fs.is_full = True
+    with pytest.raises(OSError, match="takes no more bytes"):
+        file.write(Synced(chunk=4))
+    file.note(Synced(chunk=5))
+    assert read_synced(tmp_path) == Synced(chunk=3)
+    file.close()
+
+    fs.is_full = False
+    file = SyncedFile(tmp_path, fs)
+    file.open()
+    for chunk in (6, 7):
+        file.write(Synced(chunk=chunk))
+        assert read_synced(tmp_path) == Synced(chunk=chunk)
+    file.close()
+
+
+def test_fewer_batches_than_were_durable_are_damage(killed_store: tuple[Any, Path]) -> None:
+    """Whatever has taken them."""
+    store, database = killed_store
+    synced = attrs.evolve(read_synced(database), chunk=99)
+    (database / "SYNCED").write_bytes(synced.encode(99))
+
+    with pytest.raises(CorruptionError, match=r"recovered \d+ write batches, expected 99"):
+        store.open()
+
+
+def test_a_manifest_says_what_is_needed(make_store: Any, engine: Binding) -> None:
+    store = make_store(binding=engine, write_buffer_bytes=64 << 10)
+    store.open()
+    for number in range(40):
+        write(store, number, keys=20)
+    directory = store._engine.directory
+    store.close()
+    wals, manifests = numbered_files(directory)
+
+    manifest, error = read_manifest(directory / f"MANIFEST-{manifests[-1]:06d}")
+
+    assert error is None
+    assert manifest.is_understood
+    assert set(manifest.names.values()) == {b"internal", b"store"}
+    assert 0 < manifest.first_needed_wal <= wals[0]
+    assert (manifest.min_log_to_keep > 0) is (engine is Binding.ROCKSDICT)
+    assert manifest.may_be_removed(manifest.first_needed_wal - 1, b"store")
+    assert not manifest.may_be_removed(wals[-1], b"store")
 
 
 def test_a_frame_error_says_where() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 from dengine_sm_rocksdb import Binding, RocksDBOptions, create_rocksdb
 
@@ -78,3 +79,10 @@ def test_names_the_modules_of_a_binding_that_is_not_installed(
     with pytest.raises(BackendLoadError, match=re.escape(message)):
         create_state_machine("rocksdb", tmp_path, {"binding": "python-rocksdb"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readme_tells_every_option() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+    for field in attrs.fields(RocksDBOptions):
+        assert f"| `{field.name}` | " in readme

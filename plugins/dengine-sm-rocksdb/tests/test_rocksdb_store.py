@@ -11,6 +11,7 @@ import pytest
 from dengine_sm_rocksdb import Binding
 
 from dengine_sm import NotRunningError, StorageError
+from dengine_sm.files import OsFileSystem, replaced_file_system
 from dengine_sm.kv import WriteBatch
 
 
@@ -245,3 +246,65 @@ def test_a_replacement_that_fails_leaves_the_old_state(make_store: Any, tmp_path
     store.replace_all([batch(7)])
     assert store.count() == 1
     assert len(list((tmp_path / "store").glob("data-*"))) == 1
+
+
+class StubbornFileSystem(OsFileSystem):
+    """Refuses to put a new FORMAT in place: not at all, or not durably."""
+
+    refuses = ""
+
+    def replace(self, source: Path, target: Path) -> None:
+        if self.refuses == "rename":
+            raise OSError(28, "No space left on device")
+        super().replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        if self.refuses == "sync" and not path.name.startswith("data-"):
+            raise OSError(5, "Input/output error")
+        super().sync_directory(path)
+
+
+@pytest.mark.parametrize("refuses", ["rename", "sync"])
+def test_a_replacement_that_is_not_put_in_force_leaves_the_old_state(
+    make_store: Any, tmp_path: Path, refuses: str
+) -> None:
+    with replaced_file_system(StubbornFileSystem()) as fs:
+        store = make_store()
+        store.open()
+        store.write(batch(1))
+        fs.refuses = refuses
+        with pytest.raises(StorageError):
+            store.replace_all([batch(2)])
+        fs.refuses = ""
+
+        assert [key for key, _ in store.scan(b"", None)] == [b"k00001"]
+        assert len(list((tmp_path / "store").glob("data-*"))) == 1
+        store.write(batch(3))
+        store.close()
+        store.open()
+        assert [key for key, _ in store.scan(b"", None)] == [b"k00001", b"k00003"]
+
+
+def test_an_unknown_switch_stops_the_store_until_it_is_opened_again(make_store: Any) -> None:
+    class Forgetful(StubbornFileSystem):
+        def replace(self, source: Path, target: Path) -> None:
+            super().replace(source, target)
+            self.refuses = "rename"
+            raise OSError(5, "Input/output error")
+
+    with replaced_file_system(StubbornFileSystem()):
+        store = make_store()
+        store.open()
+        store.write(batch(1))
+    store._files._fs = Forgetful()
+
+    with pytest.raises(StorageError, match="which generation is in force is unknown"):
+        store.replace_all([batch(2)])
+    with pytest.raises(StorageError, match="expected to be closed and opened again"):
+        store.write(batch(3))
+    assert [key for key, _ in store.scan(b"", None)] == [b"k00001"]
+    store.close()
+    store._files._fs = OsFileSystem()
+    store.open()
+
+    assert [key for key, _ in store.scan(b"", None)] in ([b"k00001"], [b"k00002"])

@@ -100,6 +100,10 @@ class Engine(Reading):
                 self._broken = str(exc)
                 take_back(self.directory, self.row.chunk)
                 raise self._refused(exc, "write", "nothing of the batch was applied") from exc
+            except BaseException as exc:
+                # Interrupted: whether it was written shows at the next start.
+                self._broken = repr(exc)
+                raise
             self.row = row
             if sync:
                 with self._syncing, suppress(OSError):
