@@ -19,7 +19,7 @@ from plain_stores import (
 )
 
 from dengine_sm.backends.file_store import FileStore
-from dengine_sm.codec import encode
+from dengine_sm.codec import decode, encode
 from dengine_sm.errors import LogOrderError
 from dengine_sm.files.atomic import replace_file
 from dengine_sm.files.filesystem import storage_errors
@@ -43,7 +43,10 @@ class SplitStore(FileStore):
     def open(self) -> None:
         super().open()
         row = self.id_path.read_bytes() if self.id_path.exists() else None
-        self._ram.write(WriteBatch(internal={APPLIED: row}))
+        installed = self.get_internal(APPLIED)
+        if installed is None or (row is not None and decode(row)[1] > decode(installed)[1]):
+            # An install is whole: the state that it brings has its id in it.
+            self._ram.write(WriteBatch(internal={APPLIED: row}))
 
     def write(self, batch: WriteBatch) -> None:
         row = batch.internal.get(APPLIED)
