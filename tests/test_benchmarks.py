@@ -42,7 +42,11 @@ NAMES = {
             *("install_memory", "open", "open_growth"),
         )
     }
-    | {"rocksdb_growth", "lmdb_growth"},
+    | {
+        f"{name}_growth_{order}"
+        for name in ("rocksdb", "lmdb")
+        for order in ("in_order", "at_random")
+    },
 }
 
 
