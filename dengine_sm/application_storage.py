@@ -31,7 +31,6 @@ from dengine_sm.files import (
     FramedLog,
     default_file_system,
     make_directories,
-    names_in,
     read_checked_file,
     sync_directory,
     write_checked_file,
@@ -145,10 +144,7 @@ class ApplicationStorage:
         else:
             # A killed process may have renamed the manifest in, and not synced its entry.
             self._fs.sync_directory(self.directory)
-            if not names_in(self._log.directory):
-                # An open log would begin anew there.
-                raise self._corrupt(self._log.directory, "the log is missing or empty")
-            self._log.open()
+            self._log.open(must_exist=True)
         self._serial = self._manifest.serial
         if self._log.next_sequence < self._manifest.next_sequence:
             raise self._corrupt(

@@ -570,3 +570,17 @@ def test_leftovers_of_writing_aside_are_removed(tmp_path):
     opened(tmp_path / "log").close()
 
     assert not (tmp_path / "log" / "START.tmp").exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_log_that_must_exist_is_not_begun_anew(tmp_path, is_there):
+    directory = tmp_path / "log"
+    if is_there:
+        directory.mkdir()
+
+    with pytest.raises(CorruptionError, match="the file is missing, and all of its log") as caught:
+        FramedLog(directory).open(must_exist=True)
+
+    assert caught.value.path == directory / "START"
+    assert directory.exists() == is_there
+    assert not is_there or not list(directory.iterdir())

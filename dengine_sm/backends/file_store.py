@@ -191,16 +191,8 @@ class FileStore:
             sync_directory(self.directory, self._fs)
         else:
             self._write_manifest(_Manifest(False, 0, 1))
-        log_dir = self.directory / LOG
-        if self._manifest.ready and not names_in(log_dir):
-            # An open log would begin anew there.
-            raise CorruptionError(
-                f"log directory {str(log_dir)!r} is missing or empty; nothing was changed",
-                path=log_dir,
-                offset=0,
-            )
-        log = FramedLog(log_dir, segment_bytes=self._segment_bytes, fs=self._fs)
-        report = log.open(1)
+        log = FramedLog(self.directory / LOG, segment_bytes=self._segment_bytes, fs=self._fs)
+        report = log.open(1, must_exist=self._manifest.ready)
         if report.truncated_bytes:
             logger.warning(
                 "cut %d torn bytes off %s: the last write before the crash was not finished",
@@ -461,10 +453,8 @@ def _read_checkpoint(path: Path, fs: FileSystem | None) -> Iterator[WriteBatch]:
     Raises:
         CorruptionError: it is missing, damaged or shorter than it was.
     """
-    if not path.is_dir():
-        raise CorruptionError(f"checkpoint {str(path)!r} is missing", path=path, offset=0)
     log = FramedLog(path, fs=fs)
-    log.open(1)
+    log.open(1, must_exist=True)
     try:
         last = log.last_sequence
         count: Any = None

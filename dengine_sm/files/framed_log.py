@@ -114,13 +114,15 @@ class FramedLog:
         """Size of all segments."""
         return sum(segment.end for segment in self._open_parts().segments)
 
-    def open(self, first_sequence: int = 1) -> RecoveryReport:
+    def open(self, first_sequence: int = 1, *, must_exist: bool = False) -> RecoveryReport:
         """Recover the log of the directory, or create an empty one.
 
         What is recovered is durable on return.
 
         Args:
             first_sequence: the next sequence of a log that is created.
+            must_exist: raise where the directory is absent or empty. For an owner that knows
+                that it has a log: one whose files are all gone looks like a new one.
 
         Raises:
             CorruptionError: damage that no crash explains; nothing was changed.
@@ -130,7 +132,9 @@ class FramedLog:
         with self._files_lock, self._end_lock:
             if self._parts is not None:
                 raise StorageError(f"log '{self.directory}' is open", path=self.directory)
-            parts = self._parts = recover(self.directory, self._fs, first_sequence)
+            parts = self._parts = recover(
+                self.directory, self._fs, first_sequence, must_exist=must_exist
+            )
             newest = parts.segments[-1]
             self._broken = None
             self._synced_sequence = newest.next_sequence - 1

@@ -28,7 +28,7 @@ from dengine_sm.files.atomic import (
     replace_file,
     write_checked_file,
 )
-from dengine_sm.files.filesystem import FileSystem, read_all, storage_errors
+from dengine_sm.files.filesystem import FileSystem, names_in, read_all, storage_errors
 from dengine_sm.files.frames import (
     MARK_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -93,15 +93,20 @@ class _Findings:
     """Size of the newest segment as found."""
 
 
-def recover(directory: Path, fs: FileSystem, first_sequence: int) -> Recovered:
+def recover(
+    directory: Path, fs: FileSystem, first_sequence: int, *, must_exist: bool = False
+) -> Recovered:
     """Create, or validate and repair, the log of a directory and open it.
 
     Raises:
-        CorruptionError: damage; nothing was changed but `*.tmp` files removed.
+        CorruptionError: damage, or there is no log where one must be; nothing was changed but
+            `*.tmp` files removed.
         StorageFormatError: a newer version wrote it; likewise.
         StorageError: the disk refused; opening again is safe.
     """
     with storage_errors(directory, "open the log", "opening it again is safe"):
+        if must_exist and not names_in(directory):
+            raise corruption(directory / START_NAME, 0, "the file is missing, and all of its log")
         if not directory.exists():
             fs.mkdir(directory)
         remove_temporary_files(fs, directory)
