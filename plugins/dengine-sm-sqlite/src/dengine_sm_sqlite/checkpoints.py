@@ -17,12 +17,12 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from dengine_sm.files import storage_errors
 from dengine_sm_sqlite.database import (
     PAGE_BYTES,
     SHM,
     connect,
     is_failed_sync,
-    os_errors,
     storage_error,
 )
 
@@ -58,7 +58,7 @@ class Checkpoints:
         """Begin; the database is connected."""
         self._due, self._overdue = self._log_bytes, 2 * self._log_bytes
         index = self._path.with_name(SHM)
-        with os_errors(index, "open the file", "nothing was changed"):
+        with storage_errors(index, "open the file", "nothing was changed"):
             self._index_fd = os.open(index, os.O_RDONLY)
 
     def join(self) -> None:

@@ -21,7 +21,7 @@ from dengine_sm.errors import (
     StorageFormatError,
     StorageLockedError,
 )
-from dengine_sm.files import FileSystem, names_in, sync_directory
+from dengine_sm.files import FileSystem, names_in, storage_errors, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,16 +81,6 @@ def sqlite_errors(path: Path, action: str, state: str) -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         raise storage_error(exc, path, action, state) from exc
-
-
-@contextmanager
-def os_errors(path: Path, action: str, state: str) -> Iterator[None]:
-    """Turn an OSError in the block into a StorageError."""
-    try:
-        yield
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-        raise StorageError(f"'{path}': cannot {action}: {reason}; {state}", path=path) from exc
 
 
 def is_failed_sync(exc: BaseException) -> bool:
@@ -160,7 +150,7 @@ def _missing(path: Path, why: str) -> CorruptionError:
 
 
 def _check_header(path: Path) -> None:
-    with _claiming, os_errors(path, "read the file", "nothing was changed"):
+    with _claiming, storage_errors(path, "read the file", "nothing was changed"):
         if _identity(path) in _claimed:
             raise StorageLockedError(
                 f"'{path}' is open in this process; expected to be its only user; "
@@ -230,7 +220,7 @@ def create(directory: Path, fs: FileSystem) -> None:
                 fs.unlink(directory / name)
     with sqlite_errors(aside, "create the database", "there is none"):
         _lay_out(aside)
-    with os_errors(path, "create the database", "there is none"):
+    with storage_errors(path, "create the database", "there is none"):
         fd = fs.open(aside, os.O_RDWR)
         try:
             fs.fsync(fd)

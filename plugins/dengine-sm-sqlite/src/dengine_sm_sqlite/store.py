@@ -23,6 +23,7 @@ from dengine_sm.files import (
     FileSystem,
     default_file_system,
     make_directories,
+    storage_errors,
     sync_directory,
 )
 from dengine_sm.kv import ReadView, WriteBatch
@@ -39,7 +40,6 @@ from dengine_sm_sqlite.database import (
     disclaim,
     inspect,
     is_failed_sync,
-    os_errors,
     sqlite_errors,
     storage_error,
 )
@@ -124,7 +124,7 @@ class SQLiteStore:
         if not inspect(self.directory):
             create(self.directory, self._fs)
         has_log = wal.exists()
-        with os_errors(wal, "open the write-ahead log", _NOTHING):
+        with storage_errors(wal, "open the write-ahead log", _NOTHING):
             # Before SQLite makes its index: an index without a log tells of a lost log.
             self._wal_fd = self._fs.open(wal, os.O_RDWR | os.O_CREAT)
         noted = self._mark.open()
@@ -324,7 +324,7 @@ class SQLiteStore:
                 return
             wal = self.path.with_name(WAL)
             try:
-                with os_errors(wal, "sync the file", "what is durable is unknown"):
+                with storage_errors(wal, "sync the file", "what is durable is unknown"):
                     self._fs.fdatasync(self._wal_fd)
             except StorageError as exc:
                 self._break(exc)

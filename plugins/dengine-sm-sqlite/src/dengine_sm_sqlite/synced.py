@@ -16,8 +16,7 @@ import threading
 import zlib
 from pathlib import Path
 
-from dengine_sm.files import FileSystem
-from dengine_sm_sqlite.database import os_errors
+from dengine_sm.files import FileSystem, storage_errors
 
 _RECORD = struct.Struct(">4sQI")
 _MAGIC = b"dSMs"
@@ -48,7 +47,7 @@ class SyncedMark:
         Raises:
             StorageError: the disk refused.
         """
-        with os_errors(self.path, "open the file", "nothing was changed"):
+        with storage_errors(self.path, "open the file", "nothing was changed"):
             if self._fd is None:
                 self._fd = self._fs.open(self.path, os.O_RDWR | os.O_CREAT)
             found = [self._read(self._fd, offset) for offset in _SLOTS]
