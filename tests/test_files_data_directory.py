@@ -157,6 +157,7 @@ def test_a_switch_that_fails_leaves_the_old_generation_in_force(tmp_path, number
         directory.switch()
 
     assert directory.current.read_text() == "first"
+    assert not directory.is_in_doubt
     directory.close()
     assert opened(tmp_path).current.read_text() == "first"
 
@@ -170,6 +171,12 @@ def test_says_so_when_it_does_not_know_which_is_in_force(tmp_path):
 
     with pytest.raises(StorageError, match="which generation is in force is unknown"):
         directory.switch()
+
+    assert directory.is_in_doubt
+    directory.close()
+    fs.count = -1
+    directory.open()
+    assert not directory.is_in_doubt
 
 
 _KILLED = """

@@ -49,6 +49,12 @@ class DataDirectory:
         self._fs = fs or default_file_system()
         self._lock = DirectoryLock(path, LOCK, self._fs)
         self._generation = 0
+        self._is_in_doubt = False
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a failed `switch` has left it unknown which generation is in force."""
+        return self._is_in_doubt
 
     @property
     def is_empty(self) -> bool:
@@ -81,6 +87,7 @@ class DataDirectory:
         self._lock.acquire()
         try:
             self._generation = self._recovered()
+            self._is_in_doubt = False
             self._remove_others()
         except BaseException:
             self._lock.release()
@@ -97,7 +104,7 @@ class DataDirectory:
 
         Raises:
             StorageError: the old generation is in force; unless putting it back has failed
-                as well, which the message says: then only `open` knows.
+                as well: then `is_in_doubt` is set, and only `open` knows.
         """
         old = self._generation
         sync_directory(self.path, self._fs)
@@ -105,6 +112,9 @@ class DataDirectory:
             self._write_mark(old + 1)
         except StorageError as exc:
             self._switch_back(old, exc)
+            raise
+        except BaseException:
+            self._is_in_doubt = True
             raise
         self._generation = old + 1
 
@@ -170,6 +180,7 @@ class DataDirectory:
             if self._read_mark() != old:
                 self._write_mark(old)
         except StorageError as exc:
+            self._is_in_doubt = True
             raise StorageError(
                 f"{str(self.path / MARK)!r}: which generation is in force is unknown "
                 f"({cause}; putting {old} back: {exc}); close and open it again",

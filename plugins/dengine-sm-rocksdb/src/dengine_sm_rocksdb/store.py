@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dengine_sm import Durability, NotRunningError, StorageError
-from dengine_sm.codec import decode_prefix
-from dengine_sm.files import DataDirectory, read_checked_file
+from dengine_sm.files import DataDirectory
 from dengine_sm.kv import WriteBatch
 from dengine_sm_rocksdb.binding import OpenDatabase
 from dengine_sm_rocksdb.bulk import write_database
@@ -25,7 +24,6 @@ from dengine_sm_rocksdb.options import RocksDBOptions
 from dengine_sm_rocksdb.reading import CLOSED, Reading
 
 FORMAT = "dengine-sm-rocksdb"
-_MARK = "FORMAT"
 
 T = TypeVar("T")
 
@@ -188,17 +186,11 @@ class RocksDBStore:
         except BaseException as exc:
             new.break_off("it was not put in force")
             new.close()
-            self._after_failed_switch(old, path, str(exc))
+            if self._files.is_in_doubt:
+                old.break_off(f"which generation is in force is unknown: {exc}")
+            else:
+                remove_database(path)
             raise
         self._engine = self._live = new
         old.is_retired = True
         self._retired = [engine for engine in (*self._retired, old) if not engine.close_if_unused()]
-
-    def _after_failed_switch(self, old: Engine, new_path: Path, reason: str) -> None:
-        """Remove the new database if the old one is in force; otherwise refuse to go on."""
-        with suppress(StorageError):
-            *_, generation = decode_prefix(read_checked_file(self.directory / _MARK))
-            if self._files.current.name.endswith(f"{generation:08d}"):
-                remove_database(new_path)
-                return
-        old.break_off(f"which generation is in force is unknown: {reason}")
