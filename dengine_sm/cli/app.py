@@ -100,3 +100,17 @@ def needs_extra(extra: str) -> Iterator[None]:
 def existing_file() -> click.Path:
     """Return the parameter type of a readable file."""
     return click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def given_options(flag: str, options: Sequence[str]) -> dict[str, Any]:
+    """Return the table that a flag's values `K=V` make.
+
+    Raises:
+        click.UsageError: one of them is not of that form.
+    """
+    from dengine_sm.config import parse_options
+
+    try:
+        return parse_options(options)
+    except ValueError as exc:
+        raise click.UsageError(f"{flag}: {exc}") from exc

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dengine_sm.cli import exit_codes
-from dengine_sm.cli.app import example, existing_file, needs_extra
+from dengine_sm.cli.app import example, existing_file, given_options, needs_extra
 from dengine_sm.cli.certificate import identity_before, write_certificate
 from dengine_sm.cli.conformance_progress import progress_on
 from dengine_sm.cli.target import json_option
@@ -129,7 +129,7 @@ def conformance(
         raise click.UsageError("say which backend, by NAME, or which reports, by --diff")
     run = _Run(
         name or "",
-        _table(options),
+        given_options("--option", options),
         profile_label,
         tuple(clause.upper() for clause in only),
         seed,
@@ -168,15 +168,6 @@ def _refuse_with_diff(ctx: click.Context) -> None:
         if is_given and parameter.name not in ("diff", "as_json"):
             what = parameter.opts[0] if isinstance(parameter, click.Option) else "NAME"
             raise click.UsageError(f"--diff compares two reports and takes no {what}")
-
-
-def _table(options: tuple[str, ...]) -> dict[str, Any]:
-    from dengine_sm.config import parse_options
-
-    try:
-        return parse_options(options)
-    except ValueError as exc:
-        raise click.UsageError(f"--option: {exc}") from exc
 
 
 def _check_paths(paths: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from dengine_sm.cli.app import example, run_async
+from dengine_sm.cli.app import example, given_options, run_async
 from dengine_sm.cli.output import print_json
 from dengine_sm.cli.target import json_option
 
@@ -28,25 +28,19 @@ if TYPE_CHECKING:
 _BETWEEN_LINES_S = 30.0
 
 
-@attrs.frozen
-class _Place:
-    """`BACKEND:DIR` as given."""
-
-    backend: str
-    directory: Path
-
-
-class _PlaceType(click.ParamType[_Place]):
+class _PlaceType(click.ParamType["BackendDirectory"]):
     name = "BACKEND:DIR"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> _Place:
+    ) -> BackendDirectory:
         """Split at the first colon."""
+        from dengine_sm.copying import BackendDirectory
+
         backend, _, directory = str(value).partition(":")
         if not backend or not directory:
             self.fail(f"expected BACKEND:DIR, observed {value!r}", param, ctx)
-        return _Place(backend, Path(directory))
+        return BackendDirectory(backend, Path(directory))
 
 
 @click.command(
@@ -67,8 +61,8 @@ class _PlaceType(click.ParamType[_Place]):
 )
 @json_option
 def copy(
-    source: _Place,
-    target: _Place,
+    source: BackendDirectory,
+    target: BackendDirectory,
     source_options: tuple[str, ...],
     target_options: tuple[str, ...],
     as_json: bool,
@@ -85,8 +79,8 @@ def copy(
 
         report = run_async(
             copy_state(
-                _given("--from-option", source, source_options),
-                _given("--to-option", target, target_options),
+                attrs.evolve(source, options=given_options("--from-option", source_options)),
+                attrs.evolve(target, options=given_options("--to-option", target_options)),
                 on_progress=shown.told,
             )
         )
@@ -98,16 +92,6 @@ def copy(
         f"copied {report.source} to {report.target}: {report.entries} entries, "
         f"last applied {applied.index} in term {applied.term}, checksum {report.checksum.hex()}"
     )
-
-
-def _given(option: str, place: _Place, options: tuple[str, ...]) -> BackendDirectory:
-    from dengine_sm.config import parse_options
-    from dengine_sm.copying import BackendDirectory
-
-    try:
-        return BackendDirectory(place.backend, place.directory, parse_options(options))
-    except ValueError as exc:
-        raise click.UsageError(f"{option}: {exc}") from exc
 
 
 def _json_of(report: CopyReport) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dengine_sm.cli import exit_codes
-from dengine_sm.cli.app import example
+from dengine_sm.cli.app import example, given_options
 from dengine_sm.cli.output import print_json
 from dengine_sm.cli.target import json_option
 
@@ -54,7 +54,7 @@ def backends(as_json: bool) -> None:
 )
 def check(name: str, options: tuple[str, ...], certificate: Path | None) -> None:
     """Check the backend NAME: its structure, then a run in a temporary directory."""
-    given = _parsed(options)
+    given = given_options("--option", options)
     from dengine_sm.loader import create_state_machine
 
     with tempfile.TemporaryDirectory(prefix="dengine-check-") as directory:
@@ -67,15 +67,6 @@ def check(name: str, options: tuple[str, ...], certificate: Path | None) -> None
             certificate=certificate,
         )
     click.echo(f"backend {name!r}: no violations found")
-
-
-def _parsed(options: tuple[str, ...]) -> dict[str, Any]:
-    from dengine_sm.config import parse_options
-
-    try:
-        return parse_options(options)
-    except ValueError as exc:
-        raise click.UsageError(f"--option: {exc}") from exc
 
 
 def _row(found: InstalledBackend) -> dict[str, Any]:
