@@ -37,7 +37,7 @@ from dengine_sm.errors import (
     StorageLockedError,
 )
 from dengine_sm.handler import StateMachineHandler
-from dengine_sm.hookspecs import Backend, LogEngine, NoOptions, hookimpl
+from dengine_sm.hookspecs import Backend, LogEngine, NoOptions, hookimpl, not_transient
 from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
 from dengine_sm.log.contract import CommitLog, LogIdRange
 from dengine_sm.model import (
@@ -109,4 +109,5 @@ __all__ = [
     "hookimpl",
     "installed_backends",
     "load_config",
+    "not_transient",
 ]

@@ -30,6 +30,19 @@ hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 
+def not_transient(_: object, attribute: attrs.Attribute[Durability], value: Durability) -> None:
+    """Validate the option `durability` of a backend that keeps what it is given.
+
+    Raises:
+        ValueError: it is TRANSIENT.
+    """
+    if value is Durability.TRANSIENT:
+        raise ValueError(
+            f"{attribute.name}: expected 'on_flush' or 'per_apply', observed 'transient'; "
+            "use the backend 'memory' for that"
+        )
+
+
 @attrs.frozen
 class NoOptions:
     """Options of a backend that has none."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
 
 from dengine_sm.backends.file_store import FileStore
-from dengine_sm.hookspecs import Backend
+from dengine_sm.hookspecs import Backend, not_transient
 from dengine_sm.kv import KeyValueStateMachine
 from dengine_sm.model import Durability, Limits
 
@@ -21,19 +22,12 @@ def _at_least_a_page(_: object, attribute: attrs.Attribute[int], value: int) -> 
 class FileOptions:
     """`[state_machine.options]` of the backend `file`."""
 
-    durability: Durability = attrs.field(default=Durability.ON_FLUSH)
+    durability: Durability = attrs.field(default=Durability.ON_FLUSH, validator=not_transient)
     """`on_flush`: synced by the node's flushes; `per_apply`: synced before each apply returns."""
     segment_bytes: int = attrs.field(default=64 << 20, validator=_at_least_a_page)
     """Size at which a log file is closed and the next one begun."""
     checkpoint_bytes: int = attrs.field(default=128 << 20, validator=_at_least_a_page)
     """Bytes logged since the last checkpoint that make the next one due."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.durability is Durability.TRANSIENT:
-            raise ValueError(
-                "durability: expected 'on_flush' or 'per_apply', observed 'transient'; "
-                "use the backend 'memory' for that"
-            )
 
 
 def create_file(data_dir: Path, options: FileOptions | None = None) -> KeyValueStateMachine:
@@ -48,17 +42,13 @@ def create_file(data_dir: Path, options: FileOptions | None = None) -> KeyValueS
     return KeyValueStateMachine(store)
 
 
-def _durability(options: FileOptions) -> Durability:
-    return options.durability
-
-
 def file_backend() -> Backend:
     """Describe the backend to the loader."""
     return Backend(
         "file",
         create_file,
         options=FileOptions,
-        durability=_durability,
+        durability=attrgetter("durability"),
         summary="state in memory, every chunk in a checksummed log, checkpoints in the background",
         limits=Limits(),
         keeps_state_in_memory=True,

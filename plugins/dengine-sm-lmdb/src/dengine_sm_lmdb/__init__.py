@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
-from dengine_sm import Backend, Durability, Limits, hookimpl
+from dengine_sm import Backend, Limits, hookimpl
 from dengine_sm.kv import KeyValueStateMachine
 from dengine_sm_lmdb.options import LMDBOptions
 
@@ -19,10 +20,6 @@ def create_lmdb(data_dir: Path, options: LMDBOptions | None = None) -> KeyValueS
     return KeyValueStateMachine(LMDBStore(data_dir, options))
 
 
-def _durability(options: LMDBOptions) -> Durability:
-    return options.durability
-
-
 @hookimpl
 def dengine_sm_backends() -> list[Backend]:
     """Describe the backend to the loader."""
@@ -31,7 +28,7 @@ def dengine_sm_backends() -> list[Backend]:
             "lmdb",
             create_lmdb,
             options=LMDBOptions,
-            durability=_durability,
+            durability=attrgetter("durability"),
             summary="state in a memory-mapped copy-on-write B+ tree, reads without locks",
             limits=Limits(),
             detects_damage=False,

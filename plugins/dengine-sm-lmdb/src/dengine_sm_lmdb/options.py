@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from dengine_sm import Durability
+from dengine_sm import Durability, not_transient
 
 _LEAST_MAP = 1 << 20
 
@@ -25,7 +25,7 @@ def _some_readers(_: object, attribute: attrs.Attribute[int], value: int) -> Non
 class LMDBOptions:
     """Options of the backend `lmdb`; the defaults suit most."""
 
-    durability: Durability = attrs.field(default=Durability.ON_FLUSH)
+    durability: Durability = attrs.field(default=Durability.ON_FLUSH, validator=not_transient)
     """`on_flush`: synced by the node's flushes; `per_apply`: synced before each apply returns."""
     map_size: int = attrs.field(default=1 << 40, validator=_at_least_a_megabyte)
     """Bytes of address space to map at first: no file size, and no memory. It grows when full."""
@@ -33,10 +33,3 @@ class LMDBOptions:
     """Reads and read views that can be under way at one time."""
     readahead: bool = True
     """Let the system read ahead; turn it off for random reads of data larger than memory."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.durability is Durability.TRANSIENT:
-            raise ValueError(
-                "durability: expected 'on_flush' or 'per_apply', observed 'transient'; "
-                "use the backend 'memory' for that"
-            )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
-from dengine_sm import Backend, Durability, Limits
+from dengine_sm import Backend, Limits
 from dengine_sm.kv import KeyValueStateMachine
 from dengine_sm_rocksdb.binding import OpenDatabase
 from dengine_sm_rocksdb.options import Binding, RocksDBOptions
@@ -33,17 +34,13 @@ def _binding(binding: Binding) -> OpenDatabase:
     return open_python_rocksdb
 
 
-def _durability(options: RocksDBOptions) -> Durability:
-    return options.durability
-
-
 def rocksdb_backend() -> Backend:
     """Describe the backend to the loader."""
     return Backend(
         "rocksdb",
         create_rocksdb,
         options=RocksDBOptions,
-        durability=_durability,
+        durability=attrgetter("durability"),
         summary="RocksDB: more state than memory, fast writes, sorted scans",
         limits=Limits(),
     )

@@ -7,7 +7,7 @@ from enum import Enum
 
 import attrs
 
-from dengine_sm import Durability
+from dengine_sm import Durability, not_transient
 
 
 class Binding(Enum):
@@ -40,7 +40,7 @@ def _at_least(least: int, unit: str) -> Callable[[object, attrs.Attribute[int], 
 class RocksDBOptions:
     """Options of the backend `rocksdb`; none of them changes what is on disk already."""
 
-    durability: Durability = attrs.field(default=Durability.ON_FLUSH)
+    durability: Durability = attrs.field(default=Durability.ON_FLUSH, validator=not_transient)
     """`on_flush`: synced by the node's flushes; `per_apply`: synced before each apply returns."""
     binding: Binding = attrs.field(default=Binding.ROCKSDICT)
     """`rocksdict`, or `python-rocksdb` with what the README says it lacks."""
@@ -54,10 +54,3 @@ class RocksDBOptions:
     """Size of the filter that spares looking for keys where they are not; 0 for none."""
     statistics: bool = False
     """Whether RocksDB counts what it does, and writes it to its `LOG` every ten minutes."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.durability is Durability.TRANSIENT:
-            raise ValueError(
-                "durability: expected 'on_flush' or 'per_apply', observed 'transient'; "
-                "use the backend 'memory' for that"
-            )

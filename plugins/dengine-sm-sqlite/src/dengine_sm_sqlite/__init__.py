@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
 
-from dengine_sm import Backend, Durability, Limits, hookimpl
+from dengine_sm import Backend, Durability, Limits, hookimpl, not_transient
 from dengine_sm.kv import KeyValueStateMachine
 
 __all__ = ["SQLiteOptions", "create_sqlite", "dengine_sm_backends"]
@@ -27,19 +28,12 @@ def _at_least(_: object, attribute: attrs.Attribute[int], value: int) -> None:
 class SQLiteOptions:
     """`[state_machine.options]` of the backend `sqlite`."""
 
-    durability: Durability = attrs.field(default=Durability.ON_FLUSH)
+    durability: Durability = attrs.field(default=Durability.ON_FLUSH, validator=not_transient)
     """`on_flush`: synced by the node's flushes; `per_apply`: synced before each apply returns."""
     cache_bytes: int = attrs.field(default=8 << 20, validator=_at_least)
     """Page cache of the writer and of each reader; a handful of readers are kept."""
     checkpoint_bytes: int = attrs.field(default=64 << 20, validator=_at_least)
     """Size of the write-ahead log that starts a checkpoint in the background."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.durability is Durability.TRANSIENT:
-            raise ValueError(
-                "durability: expected 'on_flush' or 'per_apply', observed 'transient'; "
-                "use the backend 'memory' for that"
-            )
 
 
 def create_sqlite(data_dir: Path, options: SQLiteOptions | None = None) -> KeyValueStateMachine:
@@ -56,10 +50,6 @@ def create_sqlite(data_dir: Path, options: SQLiteOptions | None = None) -> KeyVa
     return KeyValueStateMachine(store)
 
 
-def _durability(options: SQLiteOptions) -> Durability:
-    return options.durability
-
-
 @hookimpl
 def dengine_sm_backends() -> list[Backend]:
     """Describe the backend to the loader."""
@@ -68,7 +58,7 @@ def dengine_sm_backends() -> list[Backend]:
             "sqlite",
             create_sqlite,
             options=SQLiteOptions,
-            durability=_durability,
+            durability=attrgetter("durability"),
             summary="state in one SQLite file (WAL), readable with the sqlite3 shell",
             limits=Limits(),
             keeps_state_in_memory=False,
