@@ -87,78 +87,64 @@ def _applies_and_reads(settings: Settings, name: str, directory: Path) -> list[F
     size, chunks = settings.pick(10_000, 100), settings.pick(15, 2)
     data = pairs(size * (chunks + 1))
     commands = [encode_command(Put(key, value)) for key, value in data]
+    parts = [commands[first : first + size] for first in range(0, len(commands), size)]
+    keys = [key for key, _ in random.Random(2).sample(data, settings.pick(20_000, 100))]
     machine = _machine(name, directory / "ours")
     with _engine(name, directory / "bare") as engine:
-        taken = iter(range(chunks + 1))
-        current: list[int] = [0]
-
-        async def ours() -> float:
-            first = current[0] * size
-            chunk = entries(commands[first : first + size], first_index=first + 1)
-            start = perf_counter()
-            await machine.apply_chunk(chunk)
-            return size / (perf_counter() - start)
-
-        async def bare() -> float:
-            first = current[0] * size
-            payloads = commands[first : first + size]
-            start = perf_counter()
-            batch: dict[bytes, bytes] = {}
-            for payload in payloads:
-                _, key, value, _ = cbor2.loads(payload)
-                batch[key] = value
-            engine.write(list(batch.items()))
-            return size / (perf_counter() - start)
-
-        async def next_chunk() -> float:
-            current[0] = next(taken)
-            return 1.0
-
-        async def applies() -> dict[str, list[float]]:
-            rates: dict[str, list[float]] = {"ours": [], "bare": []}
-            for turn in range(chunks + 1):
-                await next_chunk()
-                programs = [("ours", ours), ("bare", bare)]
-                for program, run in programs[:: 1 if turn % 2 else -1]:
-                    rate = await run()
-                    if turn:
-                        rates[program].append(rate)
-            return rates
-
-        applied = run_in("asyncio", applies())
-        keys = [key for key, _ in random.Random(2).sample(data, settings.pick(20_000, 100))]
-        read = run_in(
-            "asyncio",
-            take_turns(
-                settings.pick(9, 1),
-                {"ours": _reads(machine.get, keys), "bare": _reads(engine.get, keys)},
-            ),
-        )
+        writing = {"ours": _applies(machine, parts), "bare": _writes(engine, parts)}
+        applied = run_in("asyncio", take_turns(chunks, writing))
+        reading = {"ours": _reads(machine.get, keys), "bare": _reads(engine.get, keys)}
+        read = run_in("asyncio", take_turns(settings.pick(9, 1), reading))
     machine.stop()
     return [
-        compare(
-            Figure(
-                "backends",
-                f"{name}_apply_chunk",
-                f"{name}: apply_chunk, {size:,} x {VALUE_BYTES} B",
-                "entries/s",
-                bare_is="cbor2.loads per command, one write batch of the bare binding",
-                target=_APPLY_TARGETS[name],
-            ),
+        _compared(
+            f"{name}_apply_chunk",
+            f"{name}: apply_chunk, {size:,} x {VALUE_BYTES} B",
+            "entries/s",
             applied,
+            _APPLY_TARGETS[name],
+            "cbor2.loads per command, one write batch of the bare binding",
         ),
-        compare(
-            Figure(
-                "backends",
-                f"{name}_get",
-                f"{name}: get, {len(data):,} keys",
-                "reads/s",
-                bare_is="get of the bare binding",
-                target=0.5,
-            ),
+        _compared(
+            f"{name}_get",
+            f"{name}: get, {len(data):,} keys",
+            "reads/s",
             read,
+            0.5,
+            "get of the bare binding",
         ),
     ]
+
+
+def _applies(machine: Any, parts: Iterable[Sequence[bytes]]) -> Any:
+    """Return a program that applies the next part each time."""
+    remaining = iter(parts)
+
+    async def run() -> float:
+        first_index = machine.last_applied().index + 1
+        chunk = entries(next(remaining), first_index=first_index)
+        start = perf_counter()
+        await machine.apply_chunk(chunk)
+        return len(chunk) / (perf_counter() - start)
+
+    return run
+
+
+def _writes(engine: Engine, parts: Iterable[Sequence[bytes]]) -> Any:
+    """Return a program that decodes the next part and writes it as one batch."""
+    remaining = iter(parts)
+
+    async def run() -> float:
+        payloads = next(remaining)
+        start = perf_counter()
+        batch: dict[bytes, bytes] = {}
+        for payload in payloads:
+            _, key, value, _ = cbor2.loads(payload)
+            batch[key] = value
+        engine.write(list(batch.items()))
+        return len(payloads) / (perf_counter() - start)
+
+    return run
 
 
 def _reads(get: Callable[[bytes], bytes | None], keys: Sequence[bytes]) -> Any:
@@ -303,31 +289,22 @@ async def _snapshot_figures(name: str, machine: Any, directory: Path, count: int
     bare_install_s = _install_bare(snapshot, directory / "bare-install")
     shutil.rmtree(directory / "other")
     shutil.rmtree(snapshot)
-    third = 1 / 3
     return [
-        Figure(
-            "backends",
+        _compared(
             f"{name}_snapshot",
             f"{name}: write a snapshot of {count:,} keys",
             "keys/s",
-            ours=count / written_s,
-            bare=count / bare_write_s,
-            bare_is="encode the same entries, write and sync the same bytes",
-            ratio=bare_write_s / written_s,
-            target=third,
-            rounds=1,
+            {"ours": [count / written_s], "bare": [count / bare_write_s]},
+            1 / 3,
+            "encode the same entries, write and sync the same bytes",
         ),
-        Figure(
-            "backends",
+        _compared(
             f"{name}_install",
             f"{name}: install a snapshot of {count:,} keys",
             "keys/s",
-            ours=count / installed_s,
-            bare=count / bare_install_s,
-            bare_is="read and decode the same entries, write and sync the same bytes",
-            ratio=bare_install_s / installed_s,
-            target=third,
-            rounds=1,
+            {"ours": [count / installed_s], "bare": [count / bare_install_s]},
+            1 / 3,
+            "read and decode the same entries, write and sync the same bytes",
         ),
         _memory_figure(f"{name}_snapshot_memory", f"{name}: memory to write it", written_mib),
         _memory_figure(f"{name}_install_memory", f"{name}: memory to install it", installed_mib),
