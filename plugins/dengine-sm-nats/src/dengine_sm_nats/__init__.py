@@ -1,0 +1,1 @@
+"""The commit log `nats` of dengine_sm: replicated by NATS JetStream."""
