@@ -291,7 +291,7 @@ def test_an_unknown_commit_log_is_not_found(tmp_path: Path):
 def test_creates_the_embedded_commit_log_without_touching_anything(tmp_path: Path):
     log = create_commit_log("embedded", tmp_path / "log")
 
-    assert log.reads_need_barrier is False
+    assert log.is_shared is False
     assert list(tmp_path.iterdir()) == []
 
 
