@@ -271,6 +271,11 @@ class StateMachineHandler:
         """Whether a snapshot is being written."""
         return self._snapshotting.locked()
 
+    async def wait_snapshot_written(self) -> None:
+        """Wait until no snapshot is being written."""
+        async with self._snapshotting:
+            pass
+
     async def create_snapshot(
         self, pinned: asyncio.Event | None = None
     ) -> PublishedSnapshot | None:

@@ -175,7 +175,7 @@ class Node:
         self._shared = cast("SharedCommitLog", log) if log.is_shared else None
         self._reading: asyncio.Task[None] | None = None
         self._next_reading: asyncio.Task[None] | None = None
-        self._marked: list[asyncio.Future[None]] = []
+        self._marked: list[asyncio.Future[bool]] = []
         self._tracker = ProposalTracker()
         self._commands: list[bytes] = []
         self._futures: list[asyncio.Future[ApplyResult]] = []
@@ -562,9 +562,10 @@ class Node:
 
     async def _write_marked(self, pinned: asyncio.Event) -> None:
         asked, self._marked = self._marked, []
+        busy = self.handler.is_writing_snapshot
         error: BaseException | None = None
         try:
-            if not self.handler.is_writing_snapshot:
+            if not busy:
                 await self.handler.create_snapshot(pinned)
         except (StorageError, SnapshotError, CommitLogError) as exc:
             logger.warning("snapshot failed, the log is kept: %s", exc)
@@ -572,15 +573,20 @@ class Node:
         except DEngineError as exc:
             self._fail(exc)
             error = exc
+        except asyncio.CancelledError:
+            error = self._refusal()
+            raise
         finally:
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
             for future in asked:
                 if future.done():
                     continue
                 if error is None:
-                    future.set_result(None)
+                    future.set_result(not busy)
                 else:
                     future.set_exception(error)
+                    # Whoever asked may have been cancelled.
+                    future.exception()
 
     async def _snapshot_loop(self) -> None:
         while True:
@@ -600,15 +606,19 @@ class Node:
         if self._shared is None:
             await self.handler.create_snapshot()
             return
-        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        while not await self._snapshot_of_mark(self._shared):
+            # The mark came while one was being written; the state has moved on since.
+            await self.handler.wait_snapshot_written()
+
+    async def _snapshot_of_mark(self, log: SharedCommitLog) -> bool:
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._marked.append(taken)
         try:
-            await self._shared.request_snapshot()
-        except BaseException:
+            await log.request_snapshot()
+            return await taken
+        finally:
             if taken in self._marked:
                 self._marked.remove(taken)
-            raise
-        await taken
 
     async def take_snapshot(self) -> SnapshotMetadata | None:
         """Take a snapshot now, clean up and purge.
