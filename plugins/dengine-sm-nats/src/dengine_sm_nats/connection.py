@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -19,6 +19,17 @@ from dengine_sm_nats.options import NatsLogOptions
 
 OLDEST_SERVER = (2, 12, 3)
 """2.12.3 mended losses that Jepsen had found in 2.12.1; older ones are refused."""
+
+_RETRY_PAUSE_S = 0.1
+_PASSING = (
+    TimeoutError,
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger("dengine_sm_nats")
 
@@ -88,6 +99,25 @@ def _tls(options: NatsLogOptions) -> ssl.SSLContext | None:
             f"cannot be used: {exc}; nothing was changed"
         ) from exc
     return context
+
+
+async def patiently(work: Callable[[], Awaitable[Value]], timeout_s: float) -> Value:
+    """Do something that may be done twice, again until a leader answers.
+
+    Right after their start, and in an election, servers answer late, or that they cannot.
+
+    Raises:
+        nats.errors.Error, TimeoutError: the last one, when the time is up, and every answer
+            that more patience would not change.
+    """
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            return await work()
+        except _PASSING:
+            if asyncio.get_running_loop().time() >= deadline_s:
+                raise
+        await asyncio.sleep(_RETRY_PAUSE_S)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from dengine_sm.codec import (
     pack_log_id,
     unpack_log_id,
 )
-from dengine_sm_nats.connection import server_errors
+from dengine_sm_nats.connection import patiently, server_errors
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.positions import Position, unpack_position
 
@@ -80,17 +80,24 @@ class SnapshotBoard:
         """
         name, replicas = self._options.stream, self._options.replicas
         with server_errors(f"open the snapshots of stream {name!r}", "nothing was changed"):
-            self._records = await self._js.create_key_value(
-                KeyValueConfig(
-                    bucket=f"{name}-snapshot-record",
-                    history=1,
-                    storage=StorageType.FILE,
-                    replicas=replicas,
-                )
+            patience_s = self._options.outcome_timeout_s
+            self._records = await patiently(
+                lambda: self._js.create_key_value(
+                    KeyValueConfig(
+                        bucket=f"{name}-snapshot-record",
+                        history=1,
+                        storage=StorageType.FILE,
+                        replicas=replicas,
+                    )
+                ),
+                patience_s,
             )
-            self._objects = await self._js.create_object_store(
-                f"{name}-snapshots",
-                ObjectStoreConfig(storage=StorageType.FILE, replicas=replicas),
+            self._objects = await patiently(
+                lambda: self._js.create_object_store(
+                    f"{name}-snapshots",
+                    ObjectStoreConfig(storage=StorageType.FILE, replicas=replicas),
+                ),
+                patience_s,
             )
 
     async def published(self) -> list[PublishedArchive]:

@@ -16,7 +16,7 @@ from nats.js.api import (
 )
 
 from dengine_sm import CommitLogError
-from dengine_sm_nats.connection import server_errors
+from dengine_sm_nats.connection import patiently, server_errors
 from dengine_sm_nats.options import DUPLICATE_WINDOW_S, NatsLogOptions
 
 _ID, _TERM, _BASE = "dengine-sm-id", "dengine-sm-term", "dengine-sm-base"
@@ -71,16 +71,18 @@ async def open_stream(js: JetStreamContext, options: NatsLogOptions) -> LogStrea
         CommitLogError: refused, with every reason; or the servers did not answer.
     """
     name = options.stream
+    config = stream_config(options)
     with server_errors(f"open the stream {name!r}", "nothing was changed"):
-        try:
-            info = await js.stream_info(name)
-        except nats.js.errors.NotFoundError:
-            info = await _make(js, stream_config(options))
+        info = await patiently(lambda: _find_or_make(js, config), options.outcome_timeout_s)
     refuse_other_shape(info, options)
     return _log_stream(info)
 
 
-async def _make(js: JetStreamContext, config: StreamConfig) -> StreamInfo:
+async def _find_or_make(js: JetStreamContext, config: StreamConfig) -> StreamInfo:
+    try:
+        return await js.stream_info(str(config.name))
+    except nats.js.errors.NotFoundError:
+        pass
     try:
         return await js.add_stream(config)
     except nats.js.errors.BadRequestError:
