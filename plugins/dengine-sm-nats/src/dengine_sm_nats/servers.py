@@ -258,6 +258,23 @@ class LocalServers:
         """
         return _poll(lambda: self._agreed_leader(stream), f"stream {stream!r}: a leader", timeout_s)
 
+    def wait_copied(
+        self, stream: str, last_seq: int, *, timeout_s: float = READY_TIMEOUT_S
+    ) -> None:
+        """Return when the copy of a stream on every running server is at a sequence.
+
+        Health does not tell: a server that was paused believes it is up to date.
+
+        Raises:
+            TimeoutError: they are not in time.
+        """
+
+        def all_there() -> bool | None:
+            states = [self._state_or_none(index, stream) for index in self._answering()]
+            return all(state and state["last_seq"] >= last_seq for state in states) or None
+
+        _poll(all_there, f"stream {stream!r}: sequence {last_seq} on every server", timeout_s)
+
     def replica_state(self, index: int, stream: str) -> dict[str, Any] | None:
         """Return the state of a server's own copy of a stream: `messages`, `first_seq`, ...
 
@@ -349,6 +366,11 @@ class LocalServers:
         for leader, count in votes.items():
             if leader and 2 * count > peers:
                 return int(leader.removeprefix("n"))
+        return None
+
+    def _state_or_none(self, index: int, stream: str) -> dict[str, Any] | None:
+        with contextlib.suppress(MonitoringError):
+            return self.replica_state(index, stream)
         return None
 
     def _stream_detail(self, index: int, stream: str) -> dict[str, Any] | None:
