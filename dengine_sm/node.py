@@ -568,14 +568,15 @@ class Node:
             if not busy:
                 await self.handler.create_snapshot(pinned)
         except (StorageError, SnapshotError, CommitLogError) as exc:
-            logger.warning("snapshot failed, the log is kept: %s", exc)
-            error = exc
-        except DEngineError as exc:
-            self._fail(exc)
+            if not asked:
+                logger.warning("snapshot failed, the log is kept: %s", exc)
             error = exc
         except asyncio.CancelledError:
             error = self._refusal()
             raise
+        except Exception as exc:
+            self._fail(exc)
+            error = exc
         finally:
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
             for future in asked:

@@ -139,5 +139,7 @@ def server_errors(what: str, state: str) -> Iterator[None]:
 
 def _told(exc: BaseException) -> str:
     if isinstance(exc, nats.js.errors.APIError) and exc.description:
-        return f"{exc.description} (code {exc.err_code or exc.code})"
+        # Some of the library's errors have only a description.
+        code = getattr(exc, "err_code", None) or getattr(exc, "code", None)
+        return f"{exc.description} (code {code})"
     return str(exc) or type(exc).__name__

@@ -55,7 +55,7 @@ from dengine_sm_nats.identity import (
 from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.positions import Position, Positions, load_positions
-from dengine_sm_nats.published import PublishedArchive, SnapshotBoard
+from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
 from dengine_sm_nats.reader import Message, Reader
 from dengine_sm_nats.stream import open_stream, subject_of
@@ -67,6 +67,7 @@ _SAVE_EVERY = 1024
 """Messages between two writes of the positions: what a restart may have to count again."""
 
 _CLOSE_S = 2.0
+_FETCH_PAUSE_S = 0.5
 
 logger = logging.getLogger("dengine_sm_nats")
 
@@ -107,6 +108,7 @@ class NatsLog:
         self._reader: Reader | None = None
         self._first_index = 1
         self._own_mark = 0
+        self._is_behind = False
         self._snapshot_index = 0
 
     # Life
@@ -341,6 +343,7 @@ class NatsLog:
                 self._refuse_conflict()
         except LogGapError:
             # A snapshot may help, and what is behind it comes back then.
+            self._is_behind = True
             raise
         except BaseException as exc:
             self._fail_sent(f"reading the log ended ({exc!r})")
@@ -522,6 +525,17 @@ class NatsLog:
     async def fetch_snapshot(self, newer_than: LogId, directory: Path) -> Path | None:
         """Download the newest published archive, and learn its position."""
         self._require_open()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self.options.outcome_timeout_s
+        # What was purged is in a snapshot: if none can be had, the servers are in trouble.
+        needed = self._is_behind or newer_than.index + 1 < self._first_index
+        while True:
+            path = await self._fetch_newest(newer_than, directory)
+            if path is not None or not needed or loop.time() >= deadline_s:
+                return path
+            await asyncio.sleep(_FETCH_PAUSE_S)
+
+    async def _fetch_newest(self, newer_than: LogId, directory: Path) -> Path | None:
         for published in await self._board.published():
             if published.last_included <= newer_than:
                 return None
@@ -529,15 +543,13 @@ class NatsLog:
                 path = await self._board.fetch(published, directory)
             except CommitLogError as exc:
                 # It may just have been replaced, or be damaged; the older one may do.
-                logger.warning("%s; trying the one before", exc)
+                logger.warning("%s; trying another one", exc)
                 continue
-            self._learn(published)
+            self._counted.add(published.position)
+            self._note_first(self._stream.first_sequence)
+            self._is_behind = False
             return path
         return None
-
-    def _learn(self, published: PublishedArchive) -> None:
-        self._counted.add(published.position)
-        self._note_first(self._stream.first_sequence)
 
     # Health
 

@@ -71,6 +71,7 @@ class SnapshotBoard:
         self._options = options
         self._objects: ObjectStore | None = None
         self._records: KeyValue | None = None
+        self._bucket = f"{options.stream}-snapshot-record"
 
     async def open(self) -> None:
         """Find or make the two buckets.
@@ -84,7 +85,7 @@ class SnapshotBoard:
             self._records = await patiently(
                 lambda: self._js.create_key_value(
                     KeyValueConfig(
-                        bucket=f"{name}-snapshot-record",
+                        bucket=self._bucket,
                         history=1,
                         storage=StorageType.FILE,
                         replicas=replicas,
@@ -101,7 +102,7 @@ class SnapshotBoard:
             )
 
     async def published(self) -> list[PublishedArchive]:
-        """Return what is published, newest first; may be a little behind.
+        """Return what is published, newest first; may be a little behind for a moment.
 
         Raises:
             CommitLogError: the servers did not answer.
@@ -109,13 +110,18 @@ class SnapshotBoard:
         return (await self._read())[0]
 
     async def _read(self) -> tuple[list[PublishedArchive], int]:
-        assert self._records is not None
+        bucket = self._bucket
         with server_errors("read the record of snapshots", "nothing was changed"):
             try:
-                entry = await self._records.get(_KEY)
+                # From the leader: `KeyValue.get` asks any replica, and one that was wiped and
+                # is being filled again says that there is no record.
+                message = await patiently(
+                    lambda: self._js.get_last_msg(f"KV_{bucket}", f"$KV.{bucket}.{_KEY}"),
+                    self._options.outcome_timeout_s,
+                )
             except nats.js.errors.NotFoundError:
                 return [], 0
-        return _unpack(entry.value or b""), entry.revision or 0
+        return _unpack(message.data or b""), message.seq or 0
 
     async def publish(
         self, metadata: SnapshotMetadata, archive: Path, position: Position, node: str
