@@ -8,6 +8,7 @@ bulk, bounded scans, status, snapshots) goes through our `NodeService`.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
@@ -273,6 +274,7 @@ class Client:
             "in_flight": s.in_flight,
             "snapshot": _snapshot_dict(s.snapshot) if s.HasField("snapshot") else None,
             "failure": s.failure if s.HasField("failure") else None,
+            "shared_log": json.loads(s.shared_log_json) if s.HasField("shared_log_json") else None,
         }
 
     async def take_snapshot(self, *, timeout_s: float | None = None) -> SnapshotMetadata | None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -737,6 +737,20 @@ class Node:
         if not hasattr(self._machine, "query"):
             raise DEngineError(f"backend {self.backend!r} does not support queries")
         return await asyncio.to_thread(cast("SupportsQuery", self._machine).query, request)
+
+    async def describe_log(self) -> Mapping[str, Any] | None:
+        """Return what a shared log knows of its servers, replicas and nodes.
+
+        Returns:
+            None for a log of this node alone, or while the node is stopped; a mapping with
+            nothing but `error` when the servers do not answer.
+        """
+        if self._shared is None or self._stopped.is_set():
+            return None
+        try:
+            return await self._shared.describe()
+        except DEngineError as exc:
+            return {"error": str(exc)}
 
     def status(self) -> NodeStatus:
         """Return what the node knows of itself; answers also while stopped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -56,7 +57,11 @@ def _print(answer: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for name, value in _flat(answer):
         table.add_row(Text(name), Text(str(value)))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name, rows in _tables(answer):
+        console.print(f"\n{name}", highlight=False)
+        console.print(_table(rows))
 
 
 def _flat(answer: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -64,6 +69,28 @@ def _flat(answer: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in answer.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}.")
-        else:
+        elif not _is_table(value):
             rows.append((prefix + name, value))
     return rows
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)
+
+
+def _tables(answer: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield what has many rows, such as the nodes of a shared log."""
+    for name, value in answer.items():
+        if isinstance(value, dict):
+            yield from _tables(value, f"{prefix}{name}.")
+        elif _is_table(value):
+            yield prefix + name, value
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    return table

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n dengine_sm/server/node_api.proto\x12\rdengine_sm.v1\"$\n\x05LogId\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\";\n\x14\x41pplyCommandsRequest\x12\x11\n\tclient_id\x18\x01 \x01(\r\x12\x10\n\x08\x63ommands\x18\x02 \x03(\x0c\"e\n\rCommandResult\x12\r\n\x05index\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.dengine_sm.v1.Outcome\x12\x12\n\x05value\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"F\n\x15\x41pplyCommandsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.dengine_sm.v1.CommandResult\"\x96\x01\n\x0bScanRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bstart_after\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12/\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x1a.dengine_sm.v1.ConsistencyB\x08\n\x06_limitB\x0e\n\x0c_start_after\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"w\n\x0cScanResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.dengine_sm.v1.KeyValue\x12*\n\x0clast_applied\x18\x02 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"a\n\x10SnapshotMetadata\x12+\n\rlast_included\x18\x01 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"\xcd\x02\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07running\x18\x03 \x01(\x08\x12*\n\x0clast_applied\x18\x04 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x14\n\x0c\x63ommit_index\x18\x05 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x06 \x01(\x04\x12)\n\x0blast_log_id\x18\x07 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x0f\n\x07\x65ntries\x18\x08 \x01(\x04\x12\x11\n\tin_flight\x18\t \x01(\x04\x12\x36\n\x08snapshot\x18\n \x01(\x0b\x32\x1f.dengine_sm.v1.SnapshotMetadataH\x00\x88\x01\x01\x12\x14\n\x07\x66\x61ilure\x18\x0b \x01(\tH\x01\x88\x01\x01\x42\x0b\n\t_snapshotB\n\n\x08_failure\"\x15\n\x13TakeSnapshotRequest\"[\n\x14TakeSnapshotResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1f.dengine_sm.v1.SnapshotMetadataH\x00\x88\x01\x01\x42\x0b\n\t_snapshot*E\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n\x10OUTCOME_REJECTED\x10\x02\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x03\x32\xca\x02\n\x0bNodeService\x12Z\n\rApplyCommands\x12#.dengine_sm.v1.ApplyCommandsRequest\x1a$.dengine_sm.v1.ApplyCommandsResponse\x12?\n\x04Scan\x12\x1a.dengine_sm.v1.ScanRequest\x1a\x1b.dengine_sm.v1.ScanResponse\x12\x45\n\x06Status\x12\x1c.dengine_sm.v1.StatusRequest\x1a\x1d.dengine_sm.v1.StatusResponse\x12W\n\x0cTakeSnapshot\x12\".dengine_sm.v1.TakeSnapshotRequest\x1a#.dengine_sm.v1.TakeSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n dengine_sm/server/node_api.proto\x12\rdengine_sm.v1\"$\n\x05LogId\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\";\n\x14\x41pplyCommandsRequest\x12\x11\n\tclient_id\x18\x01 \x01(\r\x12\x10\n\x08\x63ommands\x18\x02 \x03(\x0c\"e\n\rCommandResult\x12\r\n\x05index\x18\x01 \x01(\x04\x12\'\n\x07outcome\x18\x02 \x01(\x0e\x32\x16.dengine_sm.v1.Outcome\x12\x12\n\x05value\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"F\n\x15\x41pplyCommandsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.dengine_sm.v1.CommandResult\"\x96\x01\n\x0bScanRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\x0c\x12\x12\n\x05limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bstart_after\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12/\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x1a.dengine_sm.v1.ConsistencyB\x08\n\x06_limitB\x0e\n\x0c_start_after\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"w\n\x0cScanResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.dengine_sm.v1.KeyValue\x12*\n\x0clast_applied\x18\x02 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"a\n\x10SnapshotMetadata\x12+\n\rlast_included\x18\x01 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"\xff\x02\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07running\x18\x03 \x01(\x08\x12*\n\x0clast_applied\x18\x04 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x14\n\x0c\x63ommit_index\x18\x05 \x01(\x04\x12\x13\n\x0b\x66irst_index\x18\x06 \x01(\x04\x12)\n\x0blast_log_id\x18\x07 \x01(\x0b\x32\x14.dengine_sm.v1.LogId\x12\x0f\n\x07\x65ntries\x18\x08 \x01(\x04\x12\x11\n\tin_flight\x18\t \x01(\x04\x12\x36\n\x08snapshot\x18\n \x01(\x0b\x32\x1f.dengine_sm.v1.SnapshotMetadataH\x00\x88\x01\x01\x12\x14\n\x07\x66\x61ilure\x18\x0b \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0fshared_log_json\x18\x0c \x01(\tH\x02\x88\x01\x01\x42\x0b\n\t_snapshotB\n\n\x08_failureB\x12\n\x10_shared_log_json\"\x15\n\x13TakeSnapshotRequest\"[\n\x14TakeSnapshotResponse\x12\x36\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1f.dengine_sm.v1.SnapshotMetadataH\x00\x88\x01\x01\x42\x0b\n\t_snapshot*E\n\x0b\x43onsistency\x12\x1c\n\x18\x43ONSISTENCY_LINEARIZABLE\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n\x10OUTCOME_REJECTED\x10\x02\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x03\x32\xca\x02\n\x0bNodeService\x12Z\n\rApplyCommands\x12#.dengine_sm.v1.ApplyCommandsRequest\x1a$.dengine_sm.v1.ApplyCommandsResponse\x12?\n\x04Scan\x12\x1a.dengine_sm.v1.ScanRequest\x1a\x1b.dengine_sm.v1.ScanResponse\x12\x45\n\x06Status\x12\x1c.dengine_sm.v1.StatusRequest\x1a\x1d.dengine_sm.v1.StatusResponse\x12W\n\x0cTakeSnapshot\x12\".dengine_sm.v1.TakeSnapshotRequest\x1a#.dengine_sm.v1.TakeSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dengine_sm.server.node_api_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONSISTENCY']._serialized_start=1207
-  _globals['_CONSISTENCY']._serialized_end=1276
-  _globals['_OUTCOME']._serialized_start=1278
-  _globals['_OUTCOME']._serialized_end=1378
+  _globals['_CONSISTENCY']._serialized_start=1257
+  _globals['_CONSISTENCY']._serialized_end=1326
+  _globals['_OUTCOME']._serialized_start=1328
+  _globals['_OUTCOME']._serialized_end=1428
   _globals['_LOGID']._serialized_start=51
   _globals['_LOGID']._serialized_end=87
   _globals['_APPLYCOMMANDSREQUEST']._serialized_start=89
@@ -54,11 +54,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTMETADATA']._serialized_start=656
   _globals['_SNAPSHOTMETADATA']._serialized_end=753
   _globals['_STATUSRESPONSE']._serialized_start=756
-  _globals['_STATUSRESPONSE']._serialized_end=1089
-  _globals['_TAKESNAPSHOTREQUEST']._serialized_start=1091
-  _globals['_TAKESNAPSHOTREQUEST']._serialized_end=1112
-  _globals['_TAKESNAPSHOTRESPONSE']._serialized_start=1114
-  _globals['_TAKESNAPSHOTRESPONSE']._serialized_end=1205
-  _globals['_NODESERVICE']._serialized_start=1381
-  _globals['_NODESERVICE']._serialized_end=1711
+  _globals['_STATUSRESPONSE']._serialized_end=1139
+  _globals['_TAKESNAPSHOTREQUEST']._serialized_start=1141
+  _globals['_TAKESNAPSHOTREQUEST']._serialized_end=1162
+  _globals['_TAKESNAPSHOTRESPONSE']._serialized_start=1164
+  _globals['_TAKESNAPSHOTRESPONSE']._serialized_end=1255
+  _globals['_NODESERVICE']._serialized_start=1431
+  _globals['_NODESERVICE']._serialized_end=1761
 # @@protoc_insertion_point(module_scope)

@@ -102,7 +102,7 @@ class SnapshotMetadata(_message.Message):
     def __init__(self, last_included: _Optional[_Union[LogId, _Mapping]] = ..., checksum: _Optional[bytes] = ..., format: _Optional[str] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("name", "backend", "running", "last_applied", "commit_index", "first_index", "last_log_id", "entries", "in_flight", "snapshot", "failure")
+    __slots__ = ("name", "backend", "running", "last_applied", "commit_index", "first_index", "last_log_id", "entries", "in_flight", "snapshot", "failure", "shared_log_json")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class StatusResponse(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_LOG_JSON_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     running: bool
@@ -125,7 +126,8 @@ class StatusResponse(_message.Message):
     in_flight: int
     snapshot: SnapshotMetadata
     failure: str
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., running: bool = ..., last_applied: _Optional[_Union[LogId, _Mapping]] = ..., commit_index: _Optional[int] = ..., first_index: _Optional[int] = ..., last_log_id: _Optional[_Union[LogId, _Mapping]] = ..., entries: _Optional[int] = ..., in_flight: _Optional[int] = ..., snapshot: _Optional[_Union[SnapshotMetadata, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
+    shared_log_json: str
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., running: bool = ..., last_applied: _Optional[_Union[LogId, _Mapping]] = ..., commit_index: _Optional[int] = ..., first_index: _Optional[int] = ..., last_log_id: _Optional[_Union[LogId, _Mapping]] = ..., entries: _Optional[int] = ..., in_flight: _Optional[int] = ..., snapshot: _Optional[_Union[SnapshotMetadata, _Mapping]] = ..., failure: _Optional[str] = ..., shared_log_json: _Optional[str] = ...) -> None: ...
 
 class TakeSnapshotRequest(_message.Message):
     __slots__ = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -109,6 +110,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
         """Describe the node, a stopped one too."""
         try:
             status = self._node.status()
+            shared_log = await self._node.describe_log()
             return pb.StatusResponse(
                 name=status.name,
                 backend=status.backend,
@@ -121,6 +123,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 in_flight=status.in_flight,
                 snapshot=_snapshot(status.snapshot),
                 failure=status.failure,
+                shared_log_json=None if shared_log is None else json.dumps(shared_log),
             )
         except Exception as exc:
             failure = failure_of(exc, "Status")

@@ -66,7 +66,7 @@ UNREADABLE_COMMAND = b"\xff"
 _SAVE_EVERY = 1024
 """Messages between two writes of the positions: what a restart may have to count again."""
 
-_CLOSE_S = 2.0
+_CLOSE_S = _DESCRIBE_S = 2.0
 _FETCH_PAUSE_S = 0.5
 
 logger = logging.getLogger("dengine_sm_nats")
@@ -562,7 +562,8 @@ class NatsLog:
         """Return the stream, its replicas, and the nodes that follow it."""
         self._require_open()
         with server_errors("ask the servers", "nothing was changed"):
-            info = await self._js.stream_info(self.options.stream)
+            async with asyncio.timeout(_DESCRIBE_S):
+                info = await self._js.stream_info(self.options.stream)
         cluster, state, own = info.cluster, info.state, self._describe_self()
         nodes = {own: 0.0, **self._neighbours.heard_within(self.options.forget_node_s)}
         return {
