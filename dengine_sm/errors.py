@@ -6,6 +6,7 @@
     ├── StateMachinePoisonedError       an I/O failure happened; stop and start again
     ├── LogGapError                     an entry does not follow the applied id
     ├── LogOrderError                   a term or an applied id would go back
+    ├── StateDivergenceError            this node's state is not that of the other nodes
     ├── StorageError                    the disk refused
     │   ├── StorageLockedError          another machine has the directory open
     │   ├── StorageFormatError          another backend's directory, or a newer format
@@ -75,6 +76,18 @@ class LogOrderError(DEngineError):
         super().__init__(message)
         self.last_applied = last_applied
         self.observed = observed
+
+
+class StateDivergenceError(DEngineError):
+    """Nodes that applied the same entries hold different states; this one must not serve.
+
+    `log_id` is the first id known to differ, `last_equal` the last one known to be equal.
+    """
+
+    def __init__(self, message: str, *, log_id: Any, last_equal: Any = None) -> None:
+        super().__init__(message)
+        self.log_id = log_id
+        self.last_equal = last_equal
 
 
 class StorageError(DEngineError):

@@ -95,7 +95,7 @@ class StateMachineHandler:
         self._applied = self.machine.last_applied()
         first = self._log.first_index()
         if self._applied == LogId.ZERO or self._applied.index + 1 < first:
-            await self._install_newest(first)
+            await self._install_newest()
         if self._applied.index + 1 < first:
             raise LogGapError(
                 f"the state machine is at {self._applied}, the log begins at index {first}, and "
@@ -105,7 +105,8 @@ class StateMachineHandler:
                 observed_index=first,
             )
         last = self._log.last_log_id()
-        if self._applied.index > last.index:
+        # A shared log finds out while it is followed: what it has read so far is no end.
+        if self._applied.index > last.index and not self._log.is_shared:
             if last != LogId.ZERO:
                 raise CommitLogError(
                     f"the state machine is at {self._applied}, but the log ends at {last}: "
@@ -116,7 +117,17 @@ class StateMachineHandler:
         self._commit_index = max(self._applied.index, self._log.last_log_id().index)
         self._entries_since = self._applied.index - await self._newest_index()
 
-    async def _install_newest(self, first_index: int) -> None:
+    async def install_published(self) -> bool:
+        """Install the newest snapshot that nodes of a shared log published; False if none is newer.
+
+        Raises:
+            StorageError: the disk refused; nothing changed.
+        """
+        before = self._applied
+        await self._install_newest()
+        return self._applied > before
+
+    async def _install_newest(self) -> None:
         published = await asyncio.to_thread(self.snapshots.list)
         fetched = await self._log.fetch_snapshot(self._applied, self.snapshots.directory)
         if fetched is not None:
@@ -255,10 +266,25 @@ class StateMachineHandler:
         )
         return self._policy.should_snapshot(progress)
 
-    async def create_snapshot(self) -> PublishedSnapshot | None:
+    @property
+    def is_writing_snapshot(self) -> bool:
+        """Whether a snapshot is being written."""
+        return self._snapshotting.locked()
+
+    async def wait_snapshot_written(self) -> None:
+        """Wait until no snapshot is being written."""
+        async with self._snapshotting:
+            pass
+
+    async def create_snapshot(
+        self, pinned: asyncio.Event | None = None
+    ) -> PublishedSnapshot | None:
         """Write, publish and record a snapshot of the state now; applies go on.
 
         Afterwards older snapshots are cleaned up and the log is purged.
+
+        Args:
+            pinned: set once the state that the snapshot holds is pinned.
 
         Returns:
             The snapshot; None when the newest one holds the same state already.
@@ -269,15 +295,17 @@ class StateMachineHandler:
         async with self._snapshotting:
             directory = self.snapshots.temporary_directory()
             try:
-                return await self._create_snapshot(directory)
-            except (StorageError, SnapshotError):
+                return await self._create_snapshot(directory, pinned or asyncio.Event())
+            except (StorageError, SnapshotError, CommitLogError):
                 self._not_before_s = time.monotonic() + self._back_off_s
                 self._back_off_s = min(self._back_off_s * 2, _BACK_OFF_MAX_S)
                 raise
             finally:
                 await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    async def _create_snapshot(self, directory: Path) -> PublishedSnapshot | None:
+    async def _create_snapshot(
+        self, directory: Path, pinned: asyncio.Event
+    ) -> PublishedSnapshot | None:
         async with self._turn:
             last_included = self._applied
             if last_included.index <= await self._newest_index():
@@ -288,6 +316,7 @@ class StateMachineHandler:
             )
             # One step of the loop: the machine pins its view before it first suspends.
             await asyncio.sleep(0)
+            pinned.set()
         try:
             checksum = await asyncio.shield(generating)
         except asyncio.CancelledError:

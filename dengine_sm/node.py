@@ -9,15 +9,17 @@ import signal
 from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import attrs
 
 from dengine_sm.config import NodeConfig
 from dengine_sm.contract import StateMachine, SupportsGetMulti, SupportsQuery, SupportsScanPrefix
 from dengine_sm.errors import (
+    CommitLogError,
     ConfigError,
     DEngineError,
+    LogGapError,
     NotRunningError,
     ProposalOutcomeUnknown,
     SnapshotError,
@@ -26,7 +28,7 @@ from dengine_sm.errors import (
 from dengine_sm.files import make_directories
 from dengine_sm.handler import StateMachineHandler
 from dengine_sm.loader import create_commit_log, create_state_machine
-from dengine_sm.log.contract import CommitLog
+from dengine_sm.log.contract import CommitLog, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
     LogId,
@@ -42,6 +44,8 @@ logger = logging.getLogger("dengine_sm.node")
 
 _LINEARIZABLE = ReadConsistency.LINEARIZABLE
 _SNAPSHOT_POLL_S = 0.5
+
+Value = TypeVar("Value")
 
 
 @attrs.frozen
@@ -168,7 +172,10 @@ class Node:
             apply_chunk_entries=config.node.apply_chunk_entries,
         )
         self._get = machine.get
-        self._needs_barrier = log.reads_need_barrier
+        self._shared = cast("SharedCommitLog", log) if log.is_shared else None
+        self._reading: asyncio.Task[None] | None = None
+        self._next_reading: asyncio.Task[None] | None = None
+        self._marked: list[asyncio.Future[bool]] = []
         self._tracker = ProposalTracker()
         self._commands: list[bytes] = []
         self._futures: list[asyncio.Future[ApplyResult]] = []
@@ -177,6 +184,8 @@ class Node:
         self._max_in_flight = config.node.max_in_flight
         self._slots: list[asyncio.Future[None]] = []
         self._appends: set[asyncio.Task[object]] = set()
+        self.max_batch_bytes = config.node.max_batch_bytes
+        """Most bytes of commands in one append: as configured, or what the log takes if less."""
         self._tasks: list[asyncio.Task[None]] = []
         self._accepting = False
         self._failure: BaseException | None = None
@@ -227,7 +236,25 @@ class Node:
         await asyncio.to_thread(self.handler.snapshots.open)
         await self.handler.restore()
         self._applying = self._spawn(self._apply_loop(), "apply")
-        await self.handler.wait_applied(self._log.last_log_id().index)
+        self.max_batch_bytes = min(self.config.node.max_batch_bytes, self._log.max_append_bytes)
+        await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Apply what the log holds by now; the apply loop's failure ends the waiting."""
+        last = self._log.last_log_id().index
+        if self._shared is not None:
+            last = await self._first_to_end(self._shared.read_barrier())
+        await self._first_to_end(self.handler.wait_applied(last))
+
+    async def _first_to_end(self, work: Coroutine[object, object, Value]) -> Value:
+        task = asyncio.ensure_future(work)
+        await asyncio.wait((task, self._applying), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+            if self._failure is not None:
+                raise self._failure
+        return task.result()
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"dengine-sm-{name}")
@@ -405,7 +432,7 @@ class Node:
         return future
 
     def _blocks(self, commands: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
-        most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
+        most, most_bytes = self.config.node.max_batch_entries, self.max_batch_bytes
         if 0 < len(commands) <= most and sum(map(len, commands)) <= most_bytes:
             yield commands
             return
@@ -435,8 +462,12 @@ class Node:
 
     async def _batch_loop(self) -> None:
         """Append everything that waits, again and again; what comes meanwhile waits."""
-        most, most_bytes = self.config.node.max_batch_entries, self.config.node.max_batch_bytes
+        most, most_bytes = self.config.node.max_batch_entries, self.max_batch_bytes
+        turns = asyncio.Semaphore(self._log.appends_in_flight)
         while True:
+            # Taken before the batch: what arrives while all are busy shares the next one.
+            await turns.acquire()
+            turns.release()
             if not self._futures:
                 self._wake_batcher.clear()
                 await self._wake_batcher.wait()
@@ -448,23 +479,26 @@ class Node:
             if sum(map(len, commands[:count])) > most_bytes:
                 count = len(next(iter(self._blocks(commands))))
             self._commands, self._futures = commands[count:], futures[count:]
-            batch = Singles(futures[:count])
-            with contextlib.suppress(DEngineError):
-                await self._append(commands[:count], batch)
+            await turns.acquire()
+            task = self._begin_append(commands[:count], Singles(futures[:count]))
+            task.add_done_callback(lambda ended: _end_turn(turns, ended))
 
     async def _append(self, commands: Sequence[bytes], waiter: Waiter) -> None:
         """Append, and have the waiter told; goes on when the caller is cancelled."""
+        await asyncio.shield(self._begin_append(commands, waiter))
+
+    def _begin_append(self, commands: Sequence[bytes], waiter: Waiter) -> asyncio.Task[None]:
         task = asyncio.create_task(self._append_tracked(commands, waiter))
         self._appends.add(cast("asyncio.Task[object]", task))
         task.add_done_callback(self._appends.discard)
-        await asyncio.shield(task)
+        return task
 
     async def _append_tracked(self, commands: Sequence[bytes], waiter: Waiter) -> None:
-        self._tracker.begin_append()
+        append = self._tracker.begin_append()
         try:
             ids = await self._log.append(commands)
         except BaseException as exc:
-            self._tracker.end_append()
+            self._tracker.end_append(append)
             error: BaseException = exc
             if not isinstance(exc, DEngineError):
                 error = ProposalOutcomeUnknown(
@@ -475,7 +509,7 @@ class Node:
             if error is exc:
                 raise
             raise error from exc
-        self._tracker.end_append(ids, waiter)
+        self._tracker.end_append(append, ids, waiter)
         self.handler.update_pending(ids.last_index)
         if self._failure is not None or self._stopped.is_set():
             self._reject_waiting()
@@ -484,14 +518,75 @@ class Node:
 
     async def _apply_loop(self) -> None:
         try:
-            async for entries in self._log.follow(self.handler.last_applied.index + 1):
-                self.handler.update_pending(entries[-1].index)
-                results = await self.handler.apply_chunk(entries)
-                self._tracker.applied(entries[0].index, results)
+            while not await self._follow():
+                pass
         except asyncio.CancelledError:
             raise
         except BaseException as exc:
             self._fail(exc)
+
+    async def _follow(self) -> bool:
+        """Apply what the log yields until it ends; False after an install over a gap."""
+        try:
+            async for item in self._log.follow(self.handler.last_applied.index + 1):
+                if isinstance(item, SnapshotMark):
+                    await self._snapshot_at_mark()
+                    continue
+                self.handler.update_pending(item[-1].index)
+                results = await self.handler.apply_chunk(item)
+                self._tracker.applied(item[0].index, results)
+        except LogGapError as gap:
+            if self._shared is None or not await self.handler.install_published():
+                raise
+            last = self.handler.last_applied
+            logger.warning(
+                "node %s: %s; installed the snapshot at %s", self.config.node.name, gap, last
+            )
+            self._tracker.skipped(
+                last.index,
+                ProposalOutcomeUnknown(
+                    f"the command is committed at or below index {last.index}, but this node "
+                    "installed a snapshot over it and does not know its result"
+                ),
+            )
+            return False
+        return True
+
+    async def _snapshot_at_mark(self) -> None:
+        """Begin a snapshot of exactly this state; goes on once its view is pinned."""
+        pinned = asyncio.Event()
+        writing = self._spawn(self._write_marked(pinned), "marked-snapshot")
+        waiting = asyncio.create_task(pinned.wait())
+        await asyncio.wait((writing, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
+    async def _write_marked(self, pinned: asyncio.Event) -> None:
+        asked, self._marked = self._marked, []
+        busy = self.handler.is_writing_snapshot
+        error: BaseException | None = None
+        try:
+            if not busy:
+                await self.handler.create_snapshot(pinned)
+        except (StorageError, SnapshotError, CommitLogError) as exc:
+            logger.warning("snapshot failed, the log is kept: %s", exc)
+            error = exc
+        except DEngineError as exc:
+            self._fail(exc)
+            error = exc
+        except asyncio.CancelledError:
+            error = self._refusal()
+            raise
+        finally:
+            self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+            for future in asked:
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(not busy)
+                else:
+                    future.set_exception(error)
+                    # Whoever asked may have been cancelled.
+                    future.exception()
 
     async def _snapshot_loop(self) -> None:
         while True:
@@ -499,12 +594,31 @@ class Node:
             if not self.handler.should_snapshot():
                 continue
             try:
-                await self.handler.create_snapshot()
-            except (StorageError, SnapshotError) as exc:
+                await self._snapshot()
+            except (StorageError, SnapshotError, CommitLogError) as exc:
                 logger.warning("snapshot failed, the log is kept: %s", exc)
             except DEngineError as exc:
                 self._fail(exc)
                 return
+
+    async def _snapshot(self) -> None:
+        """Take a snapshot: of a shared log's next mark, so that all nodes take the same."""
+        if self._shared is None:
+            await self.handler.create_snapshot()
+            return
+        while not await self._snapshot_of_mark(self._shared):
+            # The mark came while one was being written; the state has moved on since.
+            await self.handler.wait_snapshot_written()
+
+    async def _snapshot_of_mark(self, log: SharedCommitLog) -> bool:
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._marked.append(taken)
+        try:
+            await log.request_snapshot()
+            return await taken
+        finally:
+            if taken in self._marked:
+                self._marked.remove(taken)
 
     async def take_snapshot(self) -> SnapshotMetadata | None:
         """Take a snapshot now, clean up and purge.
@@ -516,8 +630,8 @@ class Node:
             StorageError, SnapshotError: nothing was published; the node goes on.
         """
         self._require_running()
-        published = await self.handler.create_snapshot()
-        newest = published or await asyncio.to_thread(self.handler.snapshots.newest)
+        await self._snapshot()
+        newest = await asyncio.to_thread(self.handler.snapshots.newest)
         return newest.metadata if newest else None
 
     async def install_snapshot(self, archive: Path) -> SnapshotMetadata:
@@ -553,8 +667,23 @@ class Node:
             raise self._refusal()
 
     async def _barrier(self, consistency: ReadConsistency) -> None:
-        if self._needs_barrier and consistency is _LINEARIZABLE:
-            await self.handler.wait_applied(await self._log.read_barrier())
+        """Wait for a barrier that begins after this call; all who wait share it."""
+        if self._shared is None or consistency is not _LINEARIZABLE:
+            return
+        self._require_running()
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_round(self._shared))
+            self._next_reading.add_done_callback(_look_at_error)
+        await asyncio.shield(self._next_reading)
+
+    async def _read_round(self, log: SharedCommitLog) -> None:
+        if self._reading is not None:
+            await asyncio.wait((self._reading,))
+        self._reading, self._next_reading = self._next_reading, None
+        await self._first_to_end(self._applied_behind(log))
+
+    async def _applied_behind(self, log: SharedCommitLog) -> None:
+        await self.handler.wait_applied(await log.read_barrier())
 
     async def read(
         self, key: bytes, *, consistency: ReadConsistency = _LINEARIZABLE
@@ -565,7 +694,7 @@ class Node:
             NotRunningError: the node is stopped.
             StorageError: the storage failed.
         """
-        if self._needs_barrier and consistency is _LINEARIZABLE:
+        if self._shared is not None and consistency is _LINEARIZABLE:
             await self._barrier(consistency)
         return self._get(key)
 
@@ -628,6 +757,12 @@ class Node:
         )
 
 
-def _look_at_error(future: asyncio.Future[Sequence[ApplyResult]]) -> None:
+def _look_at_error(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
+
+
+def _end_turn(turns: asyncio.Semaphore, append: asyncio.Task[None]) -> None:
+    turns.release()
+    # The proposers were told.
+    _look_at_error(append)

@@ -1,7 +1,7 @@
 """Who waits for which log index, and the results that came before they asked.
 
 A log may hand an entry to the follower before `append` returns to the proposer. Results
-are therefore kept for as long as an append is under way.
+are therefore kept for as long as an append is under way that began before them.
 """
 
 from __future__ import annotations
@@ -84,30 +84,58 @@ class _Range:
     """Index of the range's first entry."""
 
 
+@attrs.define(eq=False)
+class _Append:
+    """An append under way."""
+
+    behind: int
+    """Highest index applied when it began; whatever it appends has a higher one."""
+    ended: bool = False
+
+
 class ProposalTracker:
     """Matches committed ranges with applied results; used by one event loop."""
 
     def __init__(self) -> None:
-        self._appends = 0
+        self._begun: deque[_Append] = deque()
+        self._applied = 0
+        self._skipped_to = 0
+        self._skip_error: BaseException | None = None
         self._ranges: deque[_Range] = deque()
         self._early: deque[tuple[int, Sequence[ApplyResult]]] = deque()
 
-    def begin_append(self) -> None:
-        """Note that an append is under way."""
-        self._appends += 1
+    def begin_append(self) -> _Append:
+        """Note that an append is under way; what it appends lies behind all applied by now."""
+        append = _Append(self._applied)
+        self._begun.append(append)
+        return append
 
-    def end_append(self, ids: LogIdRange | None = None, waiter: Waiter | None = None) -> None:
+    def end_append(
+        self, append: _Append, ids: LogIdRange | None = None, waiter: Waiter | None = None
+    ) -> None:
         """Note that an append ended; with ids, its waiter gets their results."""
         if ids is not None and waiter is not None:
             entry = _Range(ids.first_index, ids.last_index, waiter, ids.first_index)
             for first, results in self._early:
                 if not self._offer(entry, first, results):
                     break
-            if entry.first <= entry.last:
+            if entry.first <= self._skipped_to and self._skip_error is not None:
+                waiter.fail(self._skip_error)
+            elif entry.first <= entry.last:
                 self._ranges.append(entry)
-        self._appends -= 1
-        if not self._appends:
+        append.ended = True
+        self._forget_early()
+
+    def _forget_early(self) -> None:
+        """Drop the results that no append under way can ask for."""
+        while self._begun and self._begun[0].ended:
+            self._begun.popleft()
+        if not self._begun:
             self._early.clear()
+            return
+        needed = self._begun[0].behind
+        while self._early and self._early[0][0] + len(self._early[0][1]) - 1 <= needed:
+            self._early.popleft()
 
     def applied(self, first_index: int, results: Sequence[ApplyResult]) -> None:
         """Give results of consecutive entries to those who wait for them."""
@@ -117,8 +145,18 @@ class ProposalTracker:
             done += entry.first > entry.last
         if done:
             self._ranges = deque(entry for entry in self._ranges if entry.first <= entry.last)
-        if self._appends:
+        self._applied = first_index + len(results) - 1
+        if self._begun:
             self._early.append((first_index, results))
+
+    def skipped(self, index: int, error: BaseException) -> None:
+        """Note that entries up to an index were applied by an install: there are no results."""
+        self._applied = max(self._applied, index)
+        self._skipped_to, self._skip_error = index, error
+        for entry in self._ranges:
+            if entry.first <= index:
+                entry.waiter.fail(error)
+        self._ranges = deque(entry for entry in self._ranges if entry.first > index)
 
     @staticmethod
     def _offer(entry: _Range, first_index: int, results: Sequence[ApplyResult]) -> bool:

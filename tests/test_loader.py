@@ -282,7 +282,8 @@ def test_an_unknown_name_mentions_plugins_that_did_not_load(site: Site):
 
 
 def test_an_unknown_commit_log_is_not_found(tmp_path: Path):
-    expected = "no commit log named 'embeded'; installed: embedded. Did you mean 'embedded'?"
+    installed = ", ".join(sorted(log.name for log in installed_commit_logs()))
+    expected = f"no commit log named 'embeded'; installed: {installed}. Did you mean 'embedded'?"
 
     with pytest.raises(BackendNotFoundError, match=f"^{re.escape(expected)}"):
         create_commit_log("embeded", tmp_path)
@@ -291,7 +292,7 @@ def test_an_unknown_commit_log_is_not_found(tmp_path: Path):
 def test_creates_the_embedded_commit_log_without_touching_anything(tmp_path: Path):
     log = create_commit_log("embedded", tmp_path / "log")
 
-    assert log.reads_need_barrier is False
+    assert log.is_shared is False
     assert list(tmp_path.iterdir()) == []
 
 

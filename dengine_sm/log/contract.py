@@ -6,9 +6,9 @@ file on this machine (`dengine_sm.log.embedded`) or replicated by an external en
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -30,21 +30,43 @@ class LogIdRange:
         return self.first_index + self.count - 1
 
 
+@attrs.frozen
+class SnapshotMark:
+    """A place in a shared log at which every node takes a snapshot.
+
+    Snapshots of equal states at one id are byte-identical (SNAP-11), so the log can
+    compare what its nodes hold.
+    """
+
+    index: int
+    """The snapshot holds everything up to and including this entry."""
+
+
 class CommitLog(Protocol):
     """An ordered, durable sequence of committed entries.
 
-    All methods are called from one event loop; several calls of `append`,
-    `read_barrier` and `follow` may be under way at once. Indices begin at 1 and have
+    All methods are called from one event loop; several calls of `append` and
+    `read_barrier` may be under way at once, and one `follow`. Indices begin at 1 and have
     no gaps; `(term, index)` never goes back; `timestamp_ms` never goes back.
     """
 
     @property
-    def reads_need_barrier(self) -> bool:
-        """Whether another process can append to this log.
+    def is_shared(self) -> bool:
+        """Whether other nodes append to this log; it is a `SharedCommitLog` then.
 
         If not, whatever was acknowledged was applied by this node first, and reading
         the local state is linearizable as it is.
         """
+        ...
+
+    @property
+    def appends_in_flight(self) -> int:
+        """How many calls of `append` at once give the best throughput, from 1."""
+        ...
+
+    @property
+    def max_append_bytes(self) -> int:
+        """Most bytes of payloads that one `append` takes; known once the log is open."""
         ...
 
     async def open(self) -> None:
@@ -73,7 +95,8 @@ class CommitLog(Protocol):
         """Append commands; return once they are committed and durable.
 
         Calls under way at once share a sync (group commit). Cancelling the caller does
-        not take the commands back.
+        not take the commands back. A shared log knows the ids only when it has read the
+        commands back, which needs somebody who follows it.
 
         Args:
             payloads: at least one command; kept in order and without others between.
@@ -84,13 +107,17 @@ class CommitLog(Protocol):
         """
         ...
 
-    def follow(self, first_index: int) -> AsyncIterator[Sequence[Entry]]:
+    def follow(self, first_index: int) -> AsyncIterator[Sequence[Entry] | SnapshotMark]:
         """Yield committed entries from `first_index` on, in order, without end.
 
-        Ends when the log is closed.
+        A shared log yields a mark behind the entries that the snapshot is to hold. Ends
+        when the log is closed.
 
         Raises:
-            LogGapError: entries from `first_index` on were purged.
+            LogGapError: entries from `first_index` on were purged, or cannot be had; a
+                newer published snapshot may help.
+            CommitLogError: the log ends before `first_index - 1`, or failed.
+            StateDivergenceError: this node's state is not that of the others.
             CorruptionError: an entry is damaged.
         """
         ...
@@ -119,7 +146,11 @@ class CommitLog(Protocol):
         ...
 
     async def publish_snapshot(self, metadata: SnapshotMetadata, archive: Path) -> None:
-        """Offer a snapshot archive to other nodes that follow this log."""
+        """Offer a snapshot archive to other nodes that follow this log.
+
+        A shared log compares the checksum with theirs, and may keep another node's
+        archive instead.
+        """
         ...
 
     async def fetch_snapshot(self, newer_than: LogId, directory: Path) -> Path | None:
@@ -127,5 +158,28 @@ class CommitLog(Protocol):
 
         Returns:
             The archive's path, or None when none is newer than `newer_than`.
+        """
+        ...
+
+
+class SharedCommitLog(CommitLog, Protocol):
+    """A commit log that several nodes follow and append to."""
+
+    async def request_snapshot(self) -> None:
+        """Put a `SnapshotMark` into the log, for every node that follows it.
+
+        Raises:
+            CommitLogError: the mark may or may not be in the log.
+        """
+        ...
+
+    async def describe(self) -> Mapping[str, Any]:
+        """Return what the log knows of its servers, replicas and nodes.
+
+        Returns:
+            A mapping that JSON can hold, for people and their scripts.
+
+        Raises:
+            CommitLogError: the servers did not answer.
         """
         ...

@@ -79,7 +79,9 @@ class EmbeddedLog:
         options: see `EmbeddedLogOptions`.
     """
 
-    reads_need_barrier = False
+    is_shared = False
+    appends_in_flight = 1  # those that wait meanwhile share the next write
+    max_append_bytes = _MAX_APPEND_BYTES
 
     def __init__(self, directory: Path, options: EmbeddedLogOptions | None = None) -> None:
         self.directory = directory

@@ -67,7 +67,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
         section = self._node.config.node
         size_bytes = sum(map(len, commands))
         one_append = (
-            len(commands) <= section.max_batch_entries and size_bytes <= section.max_batch_bytes
+            len(commands) <= section.max_batch_entries and size_bytes <= self._node.max_batch_bytes
         )
         # A refusal of one append, or by a node that does not run, left nothing behind; that of
         # a later append of several did.

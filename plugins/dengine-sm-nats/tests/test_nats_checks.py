@@ -13,10 +13,14 @@ from dengine_sm_nats.checks import (
     check_stream,
     check_version,
     fetch_monitoring,
+    refuse_lazy_servers,
 )
 from dengine_sm_nats.monitoring import MonitoringError, read_monitoring
+from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.servers import LocalServers
 from nats_tools import connected, make_stream, publish
+
+from dengine_sm.errors import CommitLogError
 
 SECOND_NS = 1_000_000_000
 GOOD_VARZ = {"server_name": "n0", "version": "2.15.1", "max_payload": 8 << 20}
@@ -190,7 +194,7 @@ async def test_real_servers_are_as_the_log_needs_them(tmp_path):
         for url in servers.monitoring:
             varz, jsz = await fetch_monitoring(url, "/varz"), await fetch_monitoring(url, "/jsz")
             assert check_server(varz, jsz, min_payload_bytes=8 << 20) == []
-        assert check_stream(info.config.as_dict(), subject="log") == []
+        assert check_stream(info.config, subject="log") == []
         assert check_replicas(pages(servers), "dengine") == []
 
 
@@ -261,3 +265,21 @@ async def test_a_page_that_cannot_be_read_says_why(tmp_path):
         await fetch_monitoring(url, "/varz")
     with pytest.raises(MonitoringError, match=r"expected http://HOST:PORT"):
         await fetch_monitoring("file:///etc/passwd", "")
+
+
+async def test_a_log_refuses_servers_that_sync_late_or_cannot_be_seen(tmp_path):
+    with LocalServers(tmp_path / "good") as good:
+        all_seen = NatsLogOptions(good.urls, monitoring=good.monitoring)
+        await refuse_lazy_servers(all_seen)
+        good.kill(0)
+        await refuse_lazy_servers(all_seen)
+        good.kill(1)
+        with pytest.raises(CommitLogError, match=r"1 of 3 servers .* answered; expected 2 or more"):
+            await refuse_lazy_servers(all_seen)
+        with pytest.raises(CommitLogError, match=r"0 of 0 servers"):
+            await refuse_lazy_servers(NatsLogOptions(good.urls))
+
+    with LocalServers(tmp_path / "lazy", 1, sync_always=False) as lazy:
+        with pytest.raises(CommitLogError, match=r"server n0: syncs every 120 s; expected sync_in"):
+            options = NatsLogOptions(lazy.urls, replicas=1, monitoring=lazy.monitoring)
+            await refuse_lazy_servers(options)

@@ -1,18 +1,25 @@
 """Whether servers and a stream are set up so that what the log promises holds.
 
-Pure functions over the JSON of the monitoring pages and of a stream's configuration; a list
-of findings, all at once, empty when nothing is wrong.
+The `check_` functions are pure, over the JSON of the monitoring pages and of a stream's
+configuration; they return all findings at once, none when nothing is wrong.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from dengine_sm_nats.monitoring import fetch_monitoring
+from dengine_sm.errors import CommitLogError
+from dengine_sm_nats.monitoring import MonitoringError, fetch_monitoring
+
+if TYPE_CHECKING:
+    from nats.js.api import StreamConfig
+
+    from dengine_sm_nats.options import NatsLogOptions
 
 __all__ = [
     "MINIMUM_VERSION",
@@ -23,6 +30,8 @@ __all__ = [
     "check_stream",
     "check_version",
     "fetch_monitoring",
+    "refuse_lazy_servers",
+    "survey_server",
 ]
 
 MINIMUM_VERSION = (2, 12, 3)
@@ -102,24 +111,31 @@ def check_version(subject: str, version: str) -> list[Finding]:
 
 
 def check_stream(
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | StreamConfig,
     *,
-    replicas: int = 3,
+    expected_replicas: int = 3,
     subject: str | None = None,
     min_message_bytes: int = 1,
 ) -> list[Finding]:
     """Check the configuration of the stream that is the log.
 
     Args:
-        config: as JSON of the server's API, durations in nanoseconds; what it leaves out
-            has the server's default.
-        replicas: how many the log is configured for.
+        config: of nats-py, or the JSON of the server's API, durations in nanoseconds; what it
+            leaves out has the server's default.
+        expected_replicas: how many the log is configured for.
         subject: the one that commands are published to, when it is known.
         min_message_bytes: the largest message that the log publishes.
     """
+    if not isinstance(config, Mapping):
+        config = config.as_dict()
     name = f"stream {config.get('name', '?')!r}"
     observed = {**_STREAM_DEFAULTS, **{key: value for key, value in config.items() if value}}
-    rules = (*_RULES, _replicas(replicas), _subjects(subject), _message_size(min_message_bytes))
+    rules = (
+        *_RULES,
+        _replicas(expected_replicas),
+        _subjects(subject),
+        _message_size(min_message_bytes),
+    )
     return [
         Finding(name, f"{rule.field} is {observed[rule.field]!r}", rule.expected, rule.reason)
         for rule in rules
@@ -149,6 +165,54 @@ def check_replicas(jsz: Mapping[str, Mapping[str, Any]], stream: str) -> list[Fi
             problem = f"begins at sequence {state['first_seq']}"
             findings.append(_damaged(name, stream, problem, f"{first}, like another copy"))
     return findings
+
+
+async def survey_server(
+    url: str, *, min_payload_bytes: int = 1 << 20, min_store_bytes: int = 1
+) -> list[Finding]:
+    """Read a server's monitoring pages, and check how it is set up.
+
+    Raises:
+        MonitoringError: they cannot be read.
+    """
+    varz = await fetch_monitoring(url, "/varz")
+    jsz = await fetch_monitoring(url, "/jsz")
+    return check_server(
+        varz, jsz, min_payload_bytes=min_payload_bytes, min_store_bytes=min_store_bytes
+    )
+
+
+async def refuse_lazy_servers(options: NatsLogOptions) -> None:
+    """Refuse servers that break the log's promise, or whose majority cannot be seen.
+
+    A minority may be down, as for the log itself; `dengine-sm cluster check` looks at all.
+
+    Raises:
+        CommitLogError: with every finding, or with why too few could be asked.
+    """
+    answers = await asyncio.gather(*map(survey_server, options.monitoring), return_exceptions=True)
+    problems, seen = [], 0
+    for answer in answers:
+        match answer:
+            case list():
+                seen += 1
+                problems += [str(finding) for finding in answer]
+            case MonitoringError():
+                pass
+            case BaseException():
+                raise answer
+    majority = options.replicas // 2 + 1
+    if seen < majority:
+        problems.append(
+            f"monitoring: {seen} of {len(answers)} servers in log.options.monitoring answered; "
+            f"expected {majority} or more, to see how they sync. sync = 'unverified' does without"
+        )
+        problems += [str(answer) for answer in answers if isinstance(answer, MonitoringError)]
+    if problems:
+        bullets = "".join(f"\n  - {problem}" for problem in problems)
+        raise CommitLogError(
+            f"the servers cannot hold stream {options.stream!r}:{bullets}\nnothing was changed"
+        )
 
 
 @attrs.frozen

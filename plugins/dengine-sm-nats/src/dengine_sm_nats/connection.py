@@ -1,0 +1,143 @@
+"""One connection to the servers, and their errors in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from dengine_sm import CommitLogError
+from dengine_sm_nats.options import NatsLogOptions
+
+OLDEST_SERVER = (2, 12, 3)
+"""2.12.3 mended losses that Jepsen had found in 2.12.1; older ones are refused."""
+
+_RETRY_PAUSE_S = 0.1
+_PASSING = (
+    TimeoutError,
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+
+Value = TypeVar("Value")
+
+logger = logging.getLogger("dengine_sm_nats")
+
+
+async def connect(options: NatsLogOptions, name: str) -> Client:
+    """Connect to any of the servers.
+
+    Raises:
+        CommitLogError: none answers, the credentials are refused, or it is too old.
+    """
+    last_error: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        last_error[:] = [error]
+        logger.debug("connection to %s: %s", ", ".join(options.servers), error)
+
+    settings: dict[str, Any] = {
+        "servers": options.servers,
+        "name": f"dengine-sm {name}",
+        "error_cb": note,
+        # Two missed answers to a ping a second: a frozen server is left within moments.
+        "ping_interval": 1,
+        "max_outstanding_pings": 2,
+        "reconnect_time_wait": 0.05,
+        "max_reconnect_attempts": -1,
+        "connect_timeout": min(2, options.connect_timeout_s),
+        "user": options.user,
+        "password": options.password,
+        "tls": _tls(options),
+    }
+    if options.credentials is not None:
+        settings["user_credentials"] = str(options.credentials)
+    client = Client()
+    try:
+        async with asyncio.timeout(options.connect_timeout_s):
+            await client.connect(**settings)
+    except (TimeoutError, OSError, nats.errors.Error) as exc:
+        with contextlib.suppress(Exception):
+            await client.close()
+        why = last_error[0] if last_error and isinstance(exc, TimeoutError) else exc
+        raise CommitLogError(
+            f"none of the servers {', '.join(options.servers)} lets this node in within "
+            f"{options.connect_timeout_s} s: {_told(why)}; nothing was changed"
+        ) from exc
+    version = client.connected_server_version
+    if (version.major, version.minor, version.patch) < OLDEST_SERVER:
+        server = str(client.connected_url.netloc) if client.connected_url else "?"
+        await client.close()
+        raise CommitLogError(
+            f"server {server} has version {version}: expected "
+            f"{'.'.join(map(str, OLDEST_SERVER))} or newer, since older ones are known to lose "
+            "acknowledged messages; nothing was changed"
+        )
+    return client
+
+
+def _tls(options: NatsLogOptions) -> ssl.SSLContext | None:
+    if options.tls_ca is None and options.tls_cert is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca)
+        if options.tls_cert is not None:
+            context.load_cert_chain(options.tls_cert, options.tls_key)
+    except (OSError, ssl.SSLError) as exc:
+        raise CommitLogError(
+            f"log.options: the TLS files {options.tls_ca}, {options.tls_cert}, {options.tls_key} "
+            f"cannot be used: {exc}; nothing was changed"
+        ) from exc
+    return context
+
+
+async def patiently(work: Callable[[], Awaitable[Value]], timeout_s: float) -> Value:
+    """Do something that may be done twice, again until a leader answers.
+
+    Right after their start, and in an election, servers answer late, or that they cannot.
+
+    Raises:
+        nats.errors.Error, TimeoutError: the last one, when the time is up, and every answer
+            that more patience would not change.
+    """
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            return await work()
+        except _PASSING:
+            if asyncio.get_running_loop().time() >= deadline_s:
+                raise
+        await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+@contextlib.contextmanager
+def server_errors(what: str, state: str) -> Iterator[None]:
+    """Turn the client library's errors into `CommitLogError`.
+
+    Args:
+        what: what was being done, such as `make the stream 'x'`.
+        state: what is left, such as `nothing was changed`.
+
+    Raises:
+        CommitLogError: the servers refused, or did not answer.
+    """
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError, OSError) as exc:
+        raise CommitLogError(f"cannot {what}: {_told(exc)}; {state}") from exc
+
+
+def _told(exc: BaseException) -> str:
+    if isinstance(exc, nats.js.errors.APIError) and exc.description:
+        return f"{exc.description} (code {exc.err_code or exc.code})"
+    return str(exc) or type(exc).__name__

@@ -1,0 +1,80 @@
+"""Compare what nodes hold at one id, as their snapshots' checksums in the log tell it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from dengine_sm import LogId, StateDivergenceError
+from dengine_sm.snapshot import PORTABLE_FORMAT
+from dengine_sm_nats.frames import Digest
+
+_KEPT = 16
+
+
+class StateComparison:
+    """Takes every node's checksum in log order; tells when this node is in the minority.
+
+    Args:
+        name: this node's id.
+        identity: of this node's data directory.
+    """
+
+    def __init__(self, name: str, identity: bytes) -> None:
+        self._own = (name, identity)
+        self._at: OrderedDict[LogId, dict[tuple[str, bytes], bytes]] = OrderedDict()
+        self.last_equal: LogId | None = None
+        """The newest id at which a majority, with this node, held the same."""
+
+    def take(self, digest: Digest, nodes: int) -> None:
+        """Take a checksum.
+
+        Args:
+            digest: of any node, this one too.
+            nodes: how many nodes run now, this one included.
+
+        Raises:
+            StateDivergenceError: most nodes hold another state than this one, or all have
+                told and there is no majority.
+        """
+        # Other formats need not be byte-identical for equal states (SNAP-11).
+        if digest.format != PORTABLE_FORMAT:
+            return
+        log_id = LogId(digest.term, digest.index)
+        told = self._at.setdefault(log_id, {})
+        told[digest.node, digest.identity] = digest.checksum
+        while len(self._at) > _KEPT:
+            self._at.popitem(last=False)
+        self._judge(log_id, told, max(nodes, len(told)))
+
+    def _judge(self, log_id: LogId, told: dict[tuple[str, bytes], bytes], nodes: int) -> None:
+        own = told.get(self._own)
+        if own is None:
+            return
+        with_us = [name for (name, _), checksum in told.items() if checksum == own]
+        if len(with_us) * 2 > nodes:
+            if self.last_equal is None or log_id > self.last_equal:
+                self.last_equal = log_id
+            return
+        others = [checksum for checksum in told.values() if checksum != own]
+        strongest = max(map(others.count, others), default=0)
+        nobody_can_win = bool(others) and len(told) >= nodes
+        if strongest * 2 > nodes or nobody_can_win:
+            raise self._divergence(log_id, told, own)
+
+    def _divergence(
+        self, log_id: LogId, told: dict[tuple[str, bytes], bytes], own: bytes
+    ) -> StateDivergenceError:
+        name = self._own[0]
+        others = ", ".join(
+            f"{node} {checksum.hex()[:12]}"
+            for (node, _), checksum in sorted(told.items())
+            if checksum != own
+        )
+        equal = f"last known to be equal at {self.last_equal}" if self.last_equal else "never equal"
+        return StateDivergenceError(
+            f"the state of node {name!r} at {log_id} is not that of other nodes: its portable "
+            f"snapshot has checksum {own.hex()[:12]}, theirs are {others}; this is the first id "
+            f"known to differ, {equal}; this node must not serve",
+            log_id=log_id,
+            last_equal=self.last_equal,
+        )

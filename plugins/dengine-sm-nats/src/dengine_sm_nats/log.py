@@ -1,0 +1,591 @@
+"""The commit log `nats`: a JetStream stream that every node follows by itself.
+
+The servers order and store messages; a node counts the commands in them. Whatever a
+consumer delivers is committed. No node leads: any may propose, each applies everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import count, repeat
+from pathlib import Path
+from typing import Any
+
+import attrs
+from nats.js import JetStreamContext
+
+from dengine_sm import (
+    CommitLogError,
+    Entry,
+    LogGapError,
+    LogId,
+    LogIdRange,
+    NotRunningError,
+    ProposalOutcomeUnknown,
+    SnapshotMetadata,
+    StateDivergenceError,
+)
+from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
+from dengine_sm.log.contract import SnapshotMark
+from dengine_sm_nats.connection import connect, server_errors
+from dengine_sm_nats.divergence import StateComparison
+from dengine_sm_nats.frames import (
+    OVERHEAD_BYTES,
+    PER_COMMAND_BYTES,
+    Barrier,
+    Commands,
+    Digest,
+    Frame,
+    Mark,
+    UnreadableMessageError,
+    decode_frame,
+    encode_frame,
+)
+from dengine_sm_nats.identity import (
+    keep_alarm,
+    own_identity,
+    refuse_alarm,
+    refuse_foreign_directory,
+)
+from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
+from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.positions import Position, Positions, load_positions
+from dengine_sm_nats.published import PublishedArchive, SnapshotBoard
+from dengine_sm_nats.publisher import Publisher
+from dengine_sm_nats.reader import Message, Reader
+from dengine_sm_nats.stream import open_stream, subject_of
+
+POSITIONS = "POSITIONS"
+UNREADABLE_COMMAND = b"\xff"
+"""Stands for a message that is no frame: no CBOR item, so that `kv/1` rejects it (APPLY-7)."""
+_SAVE_EVERY = 1024
+"""Messages between two writes of the positions: what a restart may have to count again."""
+
+_CLOSE_S = 2.0
+
+logger = logging.getLogger("dengine_sm_nats")
+
+
+@attrs.define(eq=False)
+class _Sent:
+    """A message that was not read back yet."""
+
+    read_back: asyncio.Future[LogIdRange]
+    count: int
+    sequence: int | None = None
+    """In the stream, once the servers have told."""
+
+
+class NatsLog:
+    """A `SharedCommitLog` on a JetStream stream.
+
+    Args:
+        directory: owned by this node; holds what was counted, no entries.
+        options: see `NatsLogOptions`.
+    """
+
+    is_shared = True
+
+    def __init__(self, directory: Path, options: NatsLogOptions | None = None) -> None:
+        self.directory = directory
+        self.options = options or NatsLogOptions()
+        self.appends_in_flight = self.options.appends_in_flight
+        self.max_append_bytes = 1 << 20
+        self._lock = DirectoryLock(directory)
+        self._is_open = False
+        self._following = False
+        self._sender = b""
+        self._numbers = itertools.count(1)
+        self._sent: dict[int, _Sent] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._position = Position(0, 0, 0)
+        self._reader: Reader | None = None
+        self._first_index = 1
+        self._own_mark = 0
+        self._snapshot_index = 0
+
+    # Life
+
+    async def open(self) -> None:
+        """Connect, find or make the stream, and read what was counted earlier."""
+        if self._is_open:
+            return
+        await asyncio.to_thread(self._open_directory)
+        try:
+            self._client = await connect(self.options, self.options.node or self.directory.name)
+            try:
+                await self._open_stream()
+            except BaseException:
+                await self._client.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+        self._is_open = True
+
+    def _open_directory(self) -> None:
+        refuse_foreign_directory(self.directory)
+        make_directories(self.directory)
+        self._lock.acquire()
+        try:
+            refuse_alarm(self.directory)
+            self._identity = own_identity(self.directory)
+            self._positions = load_positions(self.directory / POSITIONS)
+        except BaseException:
+            self._lock.release()
+            raise
+        self.name = self.options.node or f"{this_process()[0]}-{self._identity.hex()[:6]}"
+
+    async def _open_stream(self) -> None:
+        self._js: JetStreamContext = self._client.jetstream()
+        self.max_append_bytes = self._client.max_payload - OVERHEAD_BYTES
+        if self.options.sync == "verified":
+            from dengine_sm_nats.checks import refuse_lazy_servers
+
+            await refuse_lazy_servers(self.options)
+        self._stream = await open_stream(self._js, self.options)
+        self._board = SnapshotBoard(self._js, self.options)
+        await self._board.open()
+        self._take_up_counting()
+        self._sender = secrets.token_bytes(8)
+        self._comparison = StateComparison(self.name, self._identity)
+        self._publisher = Publisher(
+            self._client,
+            subject_of(self.options.stream),
+            attempt_s=self.options.publish_timeout_s,
+            outcome_s=self.options.outcome_timeout_s,
+        )
+        await self._publisher.open()
+        self._neighbours = Neighbours(self._client, self.options.stream, self._describe_self)
+        await self._neighbours.join()
+
+    def _take_up_counting(self) -> None:
+        stream = self._stream
+        if self._positions is None:
+            start = Position(0, stream.base_index, 0)
+            self._positions = Positions(stream.stream_id, [start])
+        elif self._positions.stream_id != stream.stream_id:
+            raise CommitLogError(
+                f"log directory {str(self.directory)!r} has counted another stream "
+                f"({self._positions.stream_id}) than {self.options.stream!r} is now "
+                f"({stream.stream_id}): it was deleted and made anew, or the servers are others; "
+                "remove the node's data directory to have it join the new one; nothing was changed"
+            )
+        self._position = self._positions.newest
+        self._note_first(stream.first_sequence)
+
+    def _note_first(self, first_sequence: int) -> None:
+        """Learn where the stream begins."""
+        begin = self._counted.at_or_after_sequence(first_sequence - 1)
+        # Without a position there, this node cannot count from there: it is beyond all it knows.
+        self._first_index = (begin.index if begin else self._counted.newest.index + 1) + 1
+
+    @property
+    def _counted(self) -> Positions:
+        assert self._positions is not None
+        return self._positions
+
+    async def close(self) -> None:
+        """Leave the servers; idempotent."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        await self._neighbours.leave()
+        self._publisher.close()
+        if self._sending:
+            await asyncio.wait(self._sending)
+        self._fail_sent("the commit log was closed")
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._client.close()
+        self._counted.add(self._position)
+        try:
+            await self._save_positions()
+        finally:
+            self._lock.release()
+
+    async def _save_positions(self) -> None:
+        packed = self._counted.pack()
+        await asyncio.to_thread(write_checked_file, self.directory / POSITIONS, packed)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise NotRunningError(
+                f"commit log {self.options.stream!r} is closed; nothing was changed"
+            )
+
+    # Appending
+
+    async def append(self, payloads: Sequence[bytes]) -> LogIdRange:
+        """Publish commands in one message; return once they were read back."""
+        self._require_open()
+        if not payloads:
+            raise ValueError("append: expected at least one payload")
+        size_bytes = sum(map(len, payloads))
+        framed_bytes = size_bytes + PER_COMMAND_BYTES * len(payloads)
+        if framed_bytes > self._client.max_payload - OVERHEAD_BYTES:
+            raise CommitLogError(
+                f"append of {len(payloads)} commands, {size_bytes} bytes: the servers take "
+                f"messages of at most {self._client.max_payload} bytes (max_payload in their "
+                "configuration); nothing was appended"
+            )
+        number = next(self._numbers)
+        frame = Commands(self._sender, number, payloads)
+        return await self._send(frame, number, len(payloads))
+
+    async def read_barrier(self) -> int:
+        """Publish a message without commands; return the index that was reached with it."""
+        self._require_open()
+        number = next(self._numbers)
+        return (await self._send(Barrier(self._sender, number), number, 0)).last_index
+
+    async def request_snapshot(self) -> None:
+        """Publish a mark."""
+        self._require_open()
+        number = next(self._numbers)
+        await self._send(Mark(self._sender, number, self._position.mark), number, 0)
+
+    async def _send(self, frame: Frame, number: int, count: int) -> LogIdRange:
+        read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
+        self._sent[number] = _Sent(read_back, count)
+        task = asyncio.create_task(self._publish(encode_frame(frame), number))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+        return await asyncio.shield(read_back)
+
+    async def _publish(self, message: bytes, number: int) -> None:
+        sent = self._sent[number]
+        # A caller that was cancelled leaves nobody to look at the error.
+        sent.read_back.add_done_callback(_look_at_error)
+        try:
+            sequence = await self._publisher.publish(message, f"{self._sender.hex()}:{number}")
+        except CommitLogError as exc:
+            if not sent.read_back.done():
+                sent.read_back.set_exception(exc)
+            self._sent.pop(number, None)
+            return
+        sent.sequence = sequence
+        if self._reader is not None:
+            self._reader.expect(sequence)
+        if sequence <= self._position.sequence:
+            self._fail_if_skipped(number, sent)
+
+    def _fail_if_skipped(self, number: int, sent: _Sent) -> None:
+        """Fail what was committed, but is behind the place where reading went on."""
+        self._sent.pop(number, None)
+        if not sent.read_back.done():
+            sent.read_back.set_exception(
+                ProposalOutcomeUnknown(
+                    f"{sent.count} commands are committed as message {sent.sequence}, but this "
+                    "node installed a snapshot over it and does not know their results"
+                )
+            )
+
+    def _fail_sent(self, why: str) -> None:
+        sent, self._sent = self._sent, {}
+        for one in sent.values():
+            if not one.read_back.done():
+                one.read_back.set_exception(
+                    ProposalOutcomeUnknown(
+                        f"{why} before {one.count} commands were read back; they may be committed"
+                    )
+                )
+
+    def _came_back(self, number: int, first_index: int, length: int) -> None:
+        sent = self._sent.pop(number, None)
+        if sent is not None and not sent.read_back.done():
+            sent.read_back.set_result(LogIdRange(self._stream.term, first_index, length))
+
+    # Reading
+
+    def first_index(self) -> int:
+        """Return the oldest index from which this node can read on."""
+        return self._first_index
+
+    def last_log_id(self) -> LogId:
+        """Return the id of the newest entry that this node has read."""
+        index = self._position.index
+        return LogId(self._stream.term, index) if index else LogId.ZERO
+
+    async def follow(self, first_index: int) -> AsyncIterator[Sequence[Entry] | SnapshotMark]:
+        """Yield entries from an index on, and marks between them, until the log is closed."""
+        self._require_open()
+        start = self._counted.at_or_before_index(first_index - 1)
+        if start is None:
+            raise LogGapError(
+                f"entries from index {first_index} on cannot be counted: this node knows the "
+                f"stream {self.options.stream!r} from index {self._first_index} on",
+                expected_index=first_index,
+                observed_index=self._first_index,
+            )
+        self._go_on_from(start)
+        reader = self._reader = Reader(
+            self._client,
+            self._js,
+            self.options.stream,
+            start.sequence + 1,
+            self.options.silence_s,
+        )
+        for sent in self._sent.values():
+            reader.expect(sent.sequence or 0)
+        batches = reader.batches()
+        try:
+            async for batch in batches:
+                for item in await self._read(batch, reader, first_index):
+                    yield item
+                self._refuse_conflict()
+        except LogGapError:
+            # A snapshot may help, and what is behind it comes back then.
+            raise
+        except BaseException as exc:
+            self._fail_sent(f"reading the log ended ({exc!r})")
+            raise
+        finally:
+            self._reader = None
+            await batches.aclose()
+
+    def _go_on_from(self, position: Position) -> None:
+        self._position = position
+        for number, sent in list(self._sent.items()):
+            if sent.sequence is not None and sent.sequence <= position.sequence:
+                self._fail_if_skipped(number, sent)
+
+    def _refuse_conflict(self) -> None:
+        other = self._neighbours.conflict
+        if other is not None:
+            raise CommitLogError(
+                f"log.options.node: {self.name!r} is also the id of a node that runs on "
+                f"{other.host} as process {other.pid}; expected an id of its own for every node"
+            )
+
+    async def _read(
+        self, batch: Sequence[Message], reader: Reader, first_index: int
+    ) -> list[Sequence[Entry] | SnapshotMark]:
+        items: list[Sequence[Entry] | SnapshotMark] = []
+        entries: list[Entry] = []
+        for message in batch:
+            frame = await self._frame_of(message, reader)
+            before = self._position
+            timestamp_ms = max(before.timestamp_ms, message.timestamp_ms)
+            payloads: Sequence[bytes] = ()
+            if isinstance(frame, Commands):
+                payloads = frame.payloads
+            elif frame is None:
+                payloads = (UNREADABLE_COMMAND,)
+            index = before.index + len(payloads)
+            counts = isinstance(frame, Mark) and frame.after == before.mark
+            mark = message.sequence if counts else before.mark
+            self._position = Position(message.sequence, index, timestamp_ms, mark)
+            if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
+                self._refuse_short_log(frame, index, first_index)
+                self._came_back(frame.number, before.index + 1, len(payloads))
+            if payloads:
+                new = _entries(before.index + 1, self._stream.term, timestamp_ms, payloads)
+                if before.index + 1 < first_index:
+                    new = new[first_index - before.index - 1 :]
+                entries += new
+            elif isinstance(frame, Mark) and counts and index >= first_index - 1:
+                if entries:
+                    items.append(entries)
+                    entries = []
+                items.append(SnapshotMark(index))
+                self._counted.add(self._position)
+                if frame.sender == self._sender:
+                    self._own_mark = index
+            elif isinstance(frame, Digest):
+                await self._compare(frame)
+            if message.sequence % _SAVE_EVERY == 0:
+                self._counted.add(self._position)
+                await self._save_positions()
+        if entries:
+            items.append(entries)
+        return items
+
+    async def _frame_of(self, message: Message, reader: Reader) -> Frame | None:
+        """Return the message's frame; None counts as one entry that is rejected."""
+        try:
+            return decode_frame(message.data)
+        except UnreadableMessageError as exc:
+            why = exc
+        if why.is_ours:
+            # It was sound when it was published: one replica may have it damaged.
+            async for copy in reader.other_copies(message.sequence):
+                with contextlib.suppress(UnreadableMessageError):
+                    frame = decode_frame(copy)
+                    logger.error(
+                        "message %d of stream %r is damaged on one server: %s; see "
+                        "'dengine-sm cluster check'",
+                        message.sequence,
+                        self.options.stream,
+                        why,
+                    )
+                    return frame
+        logger.warning(
+            "message %d of stream %r is none of dengine-sm's (%s): it counts as one rejected "
+            "command",
+            message.sequence,
+            self.options.stream,
+            why,
+        )
+        return None
+
+    def _refuse_short_log(self, frame: Frame, index: int, first_index: int) -> None:
+        """Refuse to go on when the log has ended below what this node has applied.
+
+        A message of this start lies behind all that was committed before it.
+        """
+        if index < first_index - 1 and not isinstance(frame, Commands):
+            raise CommitLogError(
+                f"the state machine is at index {first_index - 1}, but stream "
+                f"{self.options.stream!r} ends at {index}: it has lost what was acknowledged, or "
+                "is another one; nothing was applied"
+            )
+
+    # Comparing
+
+    async def _compare(self, digest: Digest) -> None:
+        try:
+            self._comparison.take(digest, nodes=len(self._neighbours.heard_within()) + 1)
+        except StateDivergenceError as exc:
+            await asyncio.to_thread(keep_alarm, self.directory, exc)
+            raise
+
+    # Snapshots and purging
+
+    async def purge(self, up_to: LogId) -> None:
+        """Drop messages that no node and no published snapshot needs.
+
+        Kept is what the older published snapshot needs, and what any node needs that was
+        heard within `forget_node_s`; also when the caller needs less.
+        """
+        self._require_open()
+        if up_to.index > self._position.index:
+            raise CommitLogError(
+                f"purge up to {up_to}: this node has read the log up to {self.last_log_id()}; "
+                "nothing was dropped"
+            )
+        published = await self._board.published()
+        if len(published) < 2:
+            return
+        for one in published:
+            if one.position <= self._position:
+                self._counted.add(one.position)
+        needs = [up_to.index, published[-1].position.index]
+        neighbours = self._neighbours.heard_within(self.options.forget_node_s)
+        needs += [neighbour.index for neighbour in neighbours]
+        before = self._counted.at_or_before_index(min(needs))
+        # Only where the older snapshot's position is known: others count on from there.
+        limit = published[-1].position.sequence
+        if before is None or not before.sequence:
+            return
+        sequence = min(before.sequence, limit) + 1
+        with server_errors("purge the stream", "nothing was dropped"):
+            await self._js.purge_stream(self.options.stream, seq=sequence)
+        self._counted.forget_before(sequence)
+        await self._save_positions()
+        self._note_first(sequence)
+
+    async def advance_to(self, log_id: LogId) -> None:
+        """Refuse a snapshot that this node cannot place in the stream; else do nothing."""
+        self._require_open()
+        start = self._counted.at_or_before_index(log_id.index)
+        if start is None or log_id.term != self._stream.term:
+            raise CommitLogError(
+                f"{log_id} is not a place in stream {self.options.stream!r} that this node knows; "
+                "a state from elsewhere begins a stream of its own: see 'dengine-sm cluster seed'"
+            )
+
+    async def publish_snapshot(self, metadata: SnapshotMetadata, archive: Path) -> None:
+        """Tell the checksum to all nodes; upload the archive unless another node has."""
+        self._require_open()
+        last = metadata.last_included
+        position = self._counted.at_or_before_index(last.index)
+        digest = Digest(
+            self.name, self._identity, last.term, last.index, metadata.format, metadata.checksum
+        )
+        number = next(self._numbers)
+        await self._publisher.publish(encode_frame(digest), f"{self._sender.hex()}:{number}")
+        before, self._snapshot_index = self._snapshot_index, last.index
+        if position is None:
+            return
+        # One upload for all: by the node that asked; by any, if the one before is missing.
+        published = await self._board.published()
+        newest = published[0].last_included.index if published else 0
+        if last.index == self._own_mark or newest < before:
+            await self._board.publish(metadata, archive, position, self.name)
+
+    async def fetch_snapshot(self, newer_than: LogId, directory: Path) -> Path | None:
+        """Download the newest published archive, and learn its position."""
+        self._require_open()
+        for published in await self._board.published():
+            if published.last_included <= newer_than:
+                return None
+            try:
+                path = await self._board.fetch(published, directory)
+            except CommitLogError as exc:
+                # It may just have been replaced, or be damaged; the older one may do.
+                logger.warning("%s; trying the one before", exc)
+                continue
+            self._learn(published)
+            return path
+        return None
+
+    def _learn(self, published: PublishedArchive) -> None:
+        self._counted.add(published.position)
+        self._note_first(self._stream.first_sequence)
+
+    # Health
+
+    def _describe_self(self) -> Neighbour:
+        host, pid = this_process()
+        position = self._position
+        return Neighbour(self.name, self._sender, position.index, position.sequence, host, pid)
+
+    async def describe(self) -> Mapping[str, Any]:
+        """Return the stream, its replicas, and the nodes that follow it."""
+        self._require_open()
+        with server_errors("ask the servers", "nothing was changed"):
+            info = await self._js.stream_info(self.options.stream)
+        cluster, state, own = info.cluster, info.state, self._describe_self()
+        nodes = {own: 0.0, **self._neighbours.heard_within(self.options.forget_node_s)}
+        return {
+            "stream": self.options.stream,
+            "term": self._stream.term,
+            "leader": cluster.leader if cluster else None,
+            "replicas": [
+                {"server": peer.name, "current": bool(peer.current), "lag": peer.lag or 0}
+                for peer in (cluster.replicas if cluster and cluster.replicas else [])
+            ],
+            "first_sequence": state.first_seq,
+            "last_sequence": state.last_seq,
+            "bytes": state.bytes,
+            "holes": state.num_deleted or 0,
+            "consumer_restarts": self._reader.restarts if self._reader else 0,
+            "nodes": [
+                {
+                    "node": node.name,
+                    "index": node.index,
+                    "lag_messages": max(0, state.last_seq - node.sequence),
+                    "host": node.host,
+                    "pid": node.pid,
+                    "heard_s_ago": round(ago_s, 1),
+                }
+                for node, ago_s in sorted(nodes.items(), key=lambda item: item[0].name)
+            ],
+        }
+
+
+def _entries(
+    first_index: int, term: int, timestamp_ms: int, payloads: Sequence[bytes]
+) -> list[Entry]:
+    return list(map(Entry, count(first_index), repeat(term), repeat(timestamp_ms), payloads))
+
+
+def _look_at_error(future: asyncio.Future[LogIdRange]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,525 @@
+"""Three servers, three nodes on three backends, clients on all of them, and faults.
+
+    python plugins/dengine-sm-nats/tests/nats_storm.py --seconds 600 --seed 1
+
+Afterwards: whatever was acknowledged is there, nothing is in the log twice, all nodes have the
+same indices and the same state, and what the clients saw is linearizable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import nats
+from dengine_sm_nats.frames import Commands, UnreadableMessageError, decode_frame
+from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.published import SnapshotBoard
+from dengine_sm_nats.servers import LocalServers
+from nats_nodes import NodeProcess
+from proxy import Network
+
+from dengine_sm.client import Client
+from dengine_sm.errors import ClientError
+from dengine_sm.kv import Put, encode_command
+from dengine_sm.model import Outcome, ReadConsistency
+
+STREAM = "dengine"
+BACKENDS = ("file", "rocksdb", "sqlite")
+REGISTERS = 6
+
+
+@attrs.define
+class Recorder:
+    """What clients asked for and saw, by one clock."""
+
+    operations: list[dict[str, Any]] = attrs.field(factory=list)
+    acknowledged: set[bytes] = attrs.field(factory=set)
+    last_ack_s: float = attrs.field(factory=time.monotonic)
+    longest_gap_s: float = 0.0
+    unknown: int = 0
+    refused: int = 0
+
+    def acked(self) -> None:
+        now_s = time.monotonic()
+        self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_ack_s)
+        self.last_ack_s = now_s
+
+
+@attrs.define(eq=False)
+class Cluster:
+    """Servers behind proxies, and nodes as processes."""
+
+    directory: Path
+    backends: tuple[str, ...] = BACKENDS
+    snapshot_entries: int = 2000
+    servers: LocalServers = attrs.field(init=False)
+    network: Network = attrs.field(init=False)
+    nodes: list[NodeProcess] = attrs.field(init=False)
+
+    async def start(self) -> None:
+        self.servers = LocalServers(self.directory / "servers", 3)
+        self.network = Network(self.servers)
+        urls = [f"nats://127.0.0.1:{port}" for port in self.network.clients]
+        await asyncio.to_thread(self.servers.start)
+        self.nodes = [
+            NodeProcess(
+                self.directory / f"node{number}",
+                f"node{number}",
+                backend,
+                self.servers,
+                snapshot_entries=self.snapshot_entries,
+                # Monitoring goes away with a server; what it shows was verified at the start.
+                log_options={"servers": urls, "sync": "unverified"},
+            )
+            for number, backend in enumerate(self.backends)
+        ]
+        await asyncio.gather(*(node.start() for node in self.nodes))
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            node.signal(signal.SIGCONT)
+            await node.kill()
+        await asyncio.to_thread(self.servers.stop)
+        self.network.__exit__()
+
+    async def leader(self) -> int:
+        return await asyncio.to_thread(self.servers.leader_of, STREAM)
+
+    async def healed(self) -> None:
+        """Wait until every server is healthy and holds the whole stream."""
+        await asyncio.to_thread(self.servers.wait_healthy)
+        await self.leader()
+
+
+# Clients
+
+
+async def work_registers(
+    name: str, node: NodeProcess, recorder: Recorder, rng: random.Random, stop: asyncio.Event
+) -> None:
+    """Read, write and compare-and-swap a few keys, one operation at a time."""
+    number = 0
+    seen: dict[bytes, bytes | None] = {}
+    while not stop.is_set():
+        async with client_of(node) as client:
+            while not stop.is_set():
+                number += 1
+                key = b"r/%d" % rng.randrange(REGISTERS)
+                new = f"{name}-{number}".encode()
+                kind = rng.choice(("read", "read", "write", "cas"))
+                operation: dict[str, Any] = {"process": name, "key": key, "kind": kind}
+                operation["call"] = time.monotonic()
+                try:
+                    if kind == "read":
+                        operation["result"] = seen[key] = await client.get(key)
+                    elif kind == "write":
+                        operation["argument"] = new
+                        await client.put(key, new)
+                        seen[key] = new
+                    else:
+                        expected = seen.get(key)
+                        operation["argument"] = (expected, new)
+                        matched = await client.compare_and_swap(key, expected, new)
+                        operation["result"] = matched
+                        # Another client may have been faster; the next read tells.
+                        seen.pop(key, None)
+                        if matched:
+                            seen[key] = new
+                except ClientError as exc:
+                    if kind != "read" and not exc.outcome_known:
+                        recorder.unknown += 1
+                        operation["returned"] = None
+                        recorder.operations.append(operation)
+                    else:
+                        recorder.refused += 1
+                    await asyncio.sleep(0.05)
+                    break
+                operation["returned"] = time.monotonic()
+                recorder.operations.append(operation)
+                recorder.acked()
+                await asyncio.sleep(0.002)
+
+
+async def work_blocks(
+    name: str, node: NodeProcess, recorder: Recorder, stop: asyncio.Event
+) -> None:
+    """Write keys that nobody else writes, 20 in a request."""
+    number = 0
+    while not stop.is_set():
+        async with client_of(node) as client:
+            while not stop.is_set():
+                keys = [f"b/{name}/{number + i:08}".encode() for i in range(20)]
+                number += 20
+                try:
+                    results = await client.apply([encode_command(Put(k, k[-8:])) for k in keys])
+                except ClientError:
+                    await asyncio.sleep(0.05)
+                    break
+                assert all(result.outcome is Outcome.APPLIED for result in results)
+                recorder.acknowledged.update(keys)
+                recorder.acked()
+                await asyncio.sleep(0.005)
+
+
+def client_of(node: NodeProcess) -> Client:
+    return node.client(timeout_s=8.0)
+
+
+# Faults. Each leaves everything running.
+
+
+async def kill_leader(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    number = await cluster.leader()
+    await asyncio.to_thread(cluster.servers.kill, number)
+    await asyncio.sleep(rng.uniform(0, 2))
+    await asyncio.to_thread(cluster.servers.start_one, number)
+
+
+async def kill_server(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    number = rng.randrange(3)
+    await asyncio.to_thread(cluster.servers.kill, number)
+    await asyncio.sleep(rng.uniform(0, 2))
+    await asyncio.to_thread(cluster.servers.start_one, number)
+
+
+async def kill_all_servers(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    for number in range(3):
+        await asyncio.to_thread(cluster.servers.kill, number)
+    for number in range(3):
+        await asyncio.to_thread(cluster.servers.start_one, number)
+
+
+async def pause_leader(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    await _pause_server(cluster, await cluster.leader(), pause_s)
+
+
+async def pause_server(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    await _pause_server(cluster, rng.randrange(3), pause_s)
+
+
+async def _pause_server(cluster: Cluster, number: int, pause_s: float) -> None:
+    cluster.servers.pause(number)
+    try:
+        await asyncio.sleep(pause_s)
+    finally:
+        cluster.servers.resume(number)
+
+
+async def cut_off_leader(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    """Part the leader from the other servers; its clients stay with it half of the time."""
+    number = await cluster.leader()
+    await asyncio.to_thread(cluster.network.cut_off, number, clients=rng.random() < 0.5)
+    try:
+        await asyncio.sleep(pause_s)
+    finally:
+        await asyncio.to_thread(cluster.network.heal)
+
+
+async def wipe_server(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    number = rng.randrange(3)
+    await asyncio.to_thread(cluster.servers.kill, number)
+    await asyncio.to_thread(cluster.servers.wipe, number)
+    await asyncio.to_thread(cluster.servers.start_one, number)
+
+
+async def flip_bits(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    """Damage a block file of one server, go on with it for a while, then do what its alarm says."""
+    number = rng.randrange(3)
+    await asyncio.to_thread(cluster.servers.terminate, number)
+    blocks = sorted((cluster.servers.store(number)).rglob(f"{STREAM}/msgs/*.blk"))
+    for block in blocks:
+        content = bytearray(block.read_bytes())
+        if content:
+            content[len(content) // 2] ^= 1 << rng.randrange(8)
+            block.write_bytes(content)
+    await asyncio.to_thread(cluster.servers.start_one, number)
+    await asyncio.sleep(pause_s)
+    await wipe_server_number(cluster, number)
+
+
+async def wipe_server_number(cluster: Cluster, number: int) -> None:
+    await asyncio.to_thread(cluster.servers.kill, number)
+    await asyncio.to_thread(cluster.servers.wipe, number)
+    await asyncio.to_thread(cluster.servers.start_one, number)
+
+
+async def kill_node(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    node = rng.choice(cluster.nodes)
+    await node.kill()
+    await node.start_until_ready()
+
+
+async def kill_all_nodes(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    await asyncio.gather(*(node.kill() for node in cluster.nodes))
+    await asyncio.gather(*(node.start_until_ready() for node in cluster.nodes))
+
+
+async def pause_node(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    node = rng.choice(cluster.nodes)
+    node.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(pause_s)
+    finally:
+        node.signal(signal.SIGCONT)
+
+
+async def wipe_node(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
+    node = rng.choice(cluster.nodes)
+    await node.wipe()
+    await node.start_until_ready()
+
+
+Fault = Callable[[Cluster, random.Random, float], Awaitable[None]]
+SERVER_FAULTS: tuple[Fault, ...] = (
+    kill_leader,
+    kill_server,
+    kill_all_servers,
+    pause_leader,
+    pause_server,
+    cut_off_leader,
+    wipe_server,
+    flip_bits,
+)
+NODE_FAULTS: tuple[Fault, ...] = (kill_node, kill_all_nodes, pause_node, wipe_node)
+
+
+async def keep_failing(
+    cluster: Cluster,
+    faults: tuple[Fault, ...],
+    rng: random.Random,
+    pause_s: float,
+    counts: Counter[str],
+    until_s: float,
+) -> None:
+    """Inject one fault after the other, each kind as often as the others."""
+    while time.monotonic() < until_s:
+        for fault in rng.sample(faults, len(faults)):
+            if time.monotonic() >= until_s:
+                return
+            await asyncio.sleep(rng.uniform(0.5, 2.0))
+            print(f"{time.strftime('%H:%M:%S')} {fault.__name__}", file=sys.stderr, flush=True)
+            await fault(cluster, rng, pause_s)
+            counts[fault.__name__] += 1
+            if faults is SERVER_FAULTS:
+                # One server's trouble at a time: two of three is more than a quorum survives.
+                await cluster.healed()
+
+
+# Judgement
+
+
+async def judge(cluster: Cluster, recorder: Recorder) -> dict[str, Any]:
+    """Compare the nodes with each other, with the log, and with what clients were told."""
+    for node in cluster.nodes:
+        if not node.is_running:
+            raise AssertionError(f"node {node.name} has stopped:\n{node.errors}")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(node.client(timeout_s=60.0)) for node in cluster.nodes
+        ]
+        await clients[0].put(b"end", b"1")
+        states = []
+        for client in clients:
+            await client.get(b"end")  # linearizable: everything before it is applied here
+            entries: dict[bytes, bytes] = {}
+            async for page in client.scan_pages(consistency=ReadConsistency.EVENTUAL):
+                entries.update(page.entries)
+            states.append(entries)
+        indices = [(await client.status())["last_applied"]["index"] for client in clients]
+    lost = [key for key in recorder.acknowledged if any(key not in state for state in states)]
+    doubled, log_index = await read_log(cluster)
+    return {
+        "lost": len(lost),
+        "doubled": doubled,
+        "indices": indices,
+        "log_index": log_index,
+        "states_equal": all(state == states[0] for state in states),
+        "entries": len(states[0]),
+    }
+
+
+async def read_log(cluster: Cluster) -> tuple[int, int]:
+    """Count what the stream holds, without any code of the log but its codec.
+
+    Returns:
+        How many messages are in it twice, and the index of the last command.
+    """
+    client = await nats.connect(list(cluster.servers.urls))
+    try:
+        js = client.jetstream()
+        board = SnapshotBoard(js, NatsLogOptions(servers=list(cluster.servers.urls)))
+        await board.open()
+        published = await board.published()
+        state = (await js.stream_info(STREAM)).state
+        start = published[-1].position if published else None
+        index = start.index if start else 0
+        counted_from = start.sequence + 1 if start else 1
+        seen: Counter[tuple[bytes, int]] = Counter()
+        sequence = state.first_seq
+        assert sequence <= counted_from, (sequence, counted_from)
+        consumer = await js.pull_subscribe(
+            f"dengine.{STREAM}.log",
+            stream=STREAM,
+            config=nats.js.api.ConsumerConfig(
+                ack_policy=nats.js.api.AckPolicy.NONE, num_replicas=1, mem_storage=True
+            ),
+        )
+        while sequence <= state.last_seq:
+            for message in await consumer.fetch(1000, timeout=5):
+                assert message.metadata.sequence.stream == sequence
+                try:
+                    frame = decode_frame(message.data)
+                except UnreadableMessageError:
+                    count = 1
+                else:
+                    count = 0
+                    if isinstance(frame, Commands):
+                        seen[frame.sender, frame.number] += 1
+                        count = len(frame.payloads)
+                if sequence >= counted_from:
+                    index += count
+                sequence += 1
+        return sum(number - 1 for number in seen.values()), index
+    finally:
+        await client.close()
+
+
+def linearizable(recorder: Recorder) -> str | None:
+    """Return what is wrong with the history, or None."""
+    from linearizability import Operation, check
+
+    verdict = check(
+        [
+            Operation(
+                process=operation["process"],
+                key=operation["key"],
+                kind=operation["kind"],
+                argument=operation.get("argument"),
+                result=operation.get("result"),
+                call=operation["call"],
+                returned=operation["returned"],
+            )
+            for operation in recorder.operations
+        ]
+    )
+    return None if verdict.linearizable else str(verdict)
+
+
+async def storm(
+    directory: Path,
+    seconds: float,
+    seed: int,
+    *,
+    pause_s: float = 10.0,
+    server_faults: tuple[Fault, ...] = SERVER_FAULTS,
+    node_faults: tuple[Fault, ...] = NODE_FAULTS,
+    backends: tuple[str, ...] = BACKENDS,
+) -> dict[str, Any]:
+    """Run faults under load for some seconds, then judge."""
+    rng = random.Random(seed)
+    recorder, counts, stop = Recorder(), Counter[str](), asyncio.Event()
+    cluster = Cluster(directory, backends)
+    began_s = time.monotonic()
+    try:
+        await cluster.start()
+        recorder.last_ack_s = time.monotonic()
+        clients = [
+            asyncio.create_task(
+                work_registers(
+                    f"c{i}", cluster.nodes[i % 3], recorder, random.Random(rng.random()), stop
+                )
+            )
+            for i in range(6)
+        ] + [
+            asyncio.create_task(work_blocks(f"w{i}", cluster.nodes[i], recorder, stop))
+            for i in range(3)
+        ]
+        until_s = time.monotonic() + seconds
+        faults = [
+            keep_failing(cluster, kinds, random.Random(rng.random()), pause_s, counts, until_s)
+            for kinds in (server_faults, node_faults)
+            if kinds
+        ]
+        await asyncio.gather(*faults)
+        await cluster.healed()
+        await asyncio.sleep(2.0)  # some writes without a fault, so that all is seen to go on
+        stop.set()
+        await asyncio.gather(*clients)
+        report = await judge(cluster, recorder)
+        report["wrong"] = await asyncio.to_thread(linearizable, recorder)
+        report |= {
+            "seconds": round(time.monotonic() - began_s),
+            "operations": len(recorder.operations),
+            "acknowledged": len(recorder.acknowledged),
+            "unknown": recorder.unknown,
+            "refused": recorder.refused,
+            "longest_gap_s": round(recorder.longest_gap_s, 1),
+            "faults": dict(counts),
+            "node_starts": [node.starts for node in cluster.nodes],
+            "stream_bytes": (
+                await asyncio.to_thread(cluster.servers.replica_state, 0, STREAM) or {}
+            ).get("bytes"),
+        }
+        return report
+    finally:
+        stop.set()
+        with contextlib.suppress(Exception):
+            for task in clients:
+                task.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+        await cluster.stop()
+
+
+def assert_sound(report: dict[str, Any]) -> None:
+    assert report["lost"] == 0, report
+    assert report["doubled"] == 0, report
+    assert len(set(report["indices"])) == 1, report
+    assert report["indices"][0] == report["log_index"], report
+    assert report["states_equal"], report
+    assert report["wrong"] is None, report["wrong"]
+    assert report["acknowledged"] > 0, report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=10, help="seconds of a freeze or partition")
+    parser.add_argument("--dir", type=Path, default=None)
+    parser.add_argument("--faults", nargs="*", help="only these")
+    given = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests" / "kit"))
+    wanted = set(given.faults or ())
+    directory = given.dir or Path(tempfile.mkdtemp(prefix="nats-storm-"))
+    report = asyncio.run(
+        storm(
+            directory,
+            given.seconds,
+            given.seed,
+            pause_s=given.pause,
+            server_faults=tuple(f for f in SERVER_FAULTS if not wanted or f.__name__ in wanted),
+            node_faults=tuple(f for f in NODE_FAULTS if not wanted or f.__name__ in wanted),
+        )
+    )
+    print(json.dumps(report, indent=1))
+    assert_sound(report)
+    if given.dir is None:
+        shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main()
