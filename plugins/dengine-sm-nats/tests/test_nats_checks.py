@@ -280,6 +280,6 @@ async def test_a_log_refuses_servers_that_sync_late_or_cannot_be_seen(tmp_path):
             await refuse_lazy_servers(NatsLogOptions(good.urls))
 
     with LocalServers(tmp_path / "lazy", 1, sync_always=False) as lazy:
+        options = NatsLogOptions(lazy.urls, replicas=1, monitoring=lazy.monitoring)
         with pytest.raises(CommitLogError, match=r"server n0: syncs every 120 s; expected sync_in"):
-            options = NatsLogOptions(lazy.urls, replicas=1, monitoring=lazy.monitoring)
             await refuse_lazy_servers(options)
