@@ -38,7 +38,7 @@ from dengine_sm.errors import (
     StorageLockedError,
 )
 from dengine_sm.handler import StateMachineHandler
-from dengine_sm.hookspecs import Backend, LogEngine, NoOptions, hookimpl, not_transient
+from dengine_sm.hookspecs import Backend, CliCommand, LogEngine, NoOptions, hookimpl, not_transient
 from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
 from dengine_sm.log.contract import CommitLog, LogIdRange
 from dengine_sm.model import (
@@ -62,6 +62,7 @@ __all__ = [
     "BackendLoadError",
     "BackendNotFoundError",
     "CertificateError",
+    "CliCommand",
     "ClientError",
     "CommitLog",
     "CommitLogError",

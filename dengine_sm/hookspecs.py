@@ -1,7 +1,7 @@
 """The words between dengine_sm and its plugins: hooks and what they return.
 
 A plugin is a module or object named by an entry point in group `dengine_sm`. It
-implements one hook or both, marked with `hookimpl`:
+implements one hook or more, marked with `hookimpl`:
 
     from dengine_sm import Backend, Durability, hookimpl
 
@@ -102,6 +102,21 @@ class LogEngine:
     summary: str = ""
 
 
+@attrs.frozen
+class CliCommand:
+    """A command of `dengine-sm` as a plugin registers it."""
+
+    name: str
+    """What the user types; unique among what is installed, and none of the built-in ones."""
+    factory: Callable[[], Any]
+    """Returns the `click.Command`, or group, when the user asks for it.
+
+    Import it here, not at module level: a node that starts has no use for it.
+    """
+    summary: str = ""
+    """One line for `dengine-sm --help`."""
+
+
 @hookspec
 def dengine_sm_backends() -> Iterable[Backend]:  # type: ignore[empty-body]  # a hook spec
     """Return the state machine backends that this plugin offers."""
@@ -110,3 +125,8 @@ def dengine_sm_backends() -> Iterable[Backend]:  # type: ignore[empty-body]  # a
 @hookspec
 def dengine_sm_commit_logs() -> Iterable[LogEngine]:  # type: ignore[empty-body]  # a hook spec
     """Return the commit logs that this plugin offers."""
+
+
+@hookspec
+def dengine_sm_commands() -> Iterable[CliCommand]:  # type: ignore[empty-body]  # a hook spec
+    """Return the commands that this plugin adds to `dengine-sm`."""

@@ -26,7 +26,13 @@ from dengine_sm.errors import (
     ConfigError,
     PluginError,
 )
-from dengine_sm.hookspecs import ENTRY_POINT_GROUP, PROJECT_NAME, Backend, LogEngine
+from dengine_sm.hookspecs import (
+    ENTRY_POINT_GROUP,
+    PROJECT_NAME,
+    Backend,
+    CliCommand,
+    LogEngine,
+)
 from dengine_sm.log.contract import CommitLog
 from dengine_sm.preflight import key_value_commands, run_preflight
 from dengine_sm.structuring import nearest, structure
@@ -40,9 +46,10 @@ CERTIFICATE_LEVELS = ("off", *PROFILES)
 _HOOK_PREFIX = f"{PROJECT_NAME}_"
 _BACKENDS_HOOK = "dengine_sm_backends"
 _LOGS_HOOK = "dengine_sm_commit_logs"
-_HOOKS = (_BACKENDS_HOOK, _LOGS_HOOK)
+_COMMANDS_HOOK = "dengine_sm_commands"
+_HOOKS = (_BACKENDS_HOOK, _LOGS_HOOK, _COMMANDS_HOOK)
 
-T = TypeVar("T", bound="Backend | LogEngine")
+T = TypeVar("T", bound="Backend | LogEngine | CliCommand")
 
 
 @attrs.frozen
@@ -74,12 +81,29 @@ class InstalledCommitLog:
 
 
 @attrs.frozen
+class InstalledCommand:
+    """A command of an installed plugin, or a plugin that did not load."""
+
+    name: str
+    """The command's name; the entry point's for a plugin that did not load."""
+    command: CliCommand | None
+    distribution: str
+    version: str
+    entry_point: str
+    error: PluginError | None = None
+
+
+Installed = TypeVar("Installed", InstalledBackend, InstalledCommitLog, InstalledCommand)
+
+
+@attrs.frozen
 class _Plugin:
     """What one entry point gave."""
 
     entry_point: EntryPoint
     backends: tuple[Backend, ...] = ()
     engines: tuple[LogEngine, ...] = ()
+    commands: tuple[CliCommand, ...] = ()
     error: BackendLoadError | None = None
 
     @property
@@ -108,34 +132,32 @@ def installed_backends() -> list[InstalledBackend]:
 
     Raises nothing for a broken plugin: it is listed with its error and without backend.
     """
-    plugins = _load_plugins()
-    conflicts = _conflicts(plugins, lambda plugin: plugin.backends, "backend")
-    listed = []
-    for plugin in plugins:
-        origin = plugin.origin()
-        if plugin.error:
-            name = plugin.entry_point.name
-            listed.append(InstalledBackend(name, None, error=plugin.error, **origin))
-        for item in plugin.backends:
-            error = conflicts.get(item.name)
-            listed.append(InstalledBackend(item.name, item, error=error, **origin))
-    return sorted(listed, key=lambda item: (item.name, item.distribution))
+    return _listed(InstalledBackend, lambda plugin: plugin.backends, "backend")
 
 
 def installed_commit_logs() -> list[InstalledCommitLog]:
     """List the commit logs of every installed plugin, like `installed_backends`."""
-    plugins = _load_plugins()
-    conflicts = _conflicts(plugins, lambda plugin: plugin.engines, "commit log")
-    listed = []
-    for plugin in plugins:
-        origin = plugin.origin()
-        if plugin.error:
-            name = plugin.entry_point.name
-            listed.append(InstalledCommitLog(name, None, error=plugin.error, **origin))
-        for item in plugin.engines:
-            error = conflicts.get(item.name)
-            listed.append(InstalledCommitLog(item.name, item, error=error, **origin))
-    return sorted(listed, key=lambda item: (item.name, item.distribution))
+    return _listed(InstalledCommitLog, lambda plugin: plugin.engines, "commit log")
+
+
+def installed_commands() -> list[InstalledCommand]:
+    """List the commands that plugins add to `dengine-sm`, like `installed_backends`."""
+    return _listed(InstalledCommand, lambda plugin: plugin.commands, "command")
+
+
+def create_command(name: str) -> Any:
+    """Return what the factory of a plugin's command returns; it should be a `click.Command`.
+
+    Raises:
+        BackendNotFoundError: no plugin registers the name.
+        BackendConflictError: two distributions do.
+        BackendLoadError: the plugin does not load, or its factory failed.
+    """
+    command, plugin = _find(name, _load_plugins(), lambda plugin: plugin.commands, "command")
+    try:
+        return command.factory()
+    except Exception as exc:
+        raise _factory_error(command, plugin, exc, "command") from exc
 
 
 def find_backend(name: str) -> Backend:
@@ -281,6 +303,23 @@ def _identity(backend: Backend, plugin: _Plugin, built: Any) -> BackendIdentity:
     return identify(backend.name, plugin.entry_point, backend.contract_version, built)
 
 
+def _listed(
+    item_class: Callable[..., Installed], plugs: Callable[[_Plugin], Sequence[T]], kind: str
+) -> list[Installed]:
+    plugins = _load_plugins()
+    conflicts = _conflicts(plugins, plugs, kind)
+    listed = []
+    for plugin in plugins:
+        origin = plugin.origin()
+        if plugin.error:
+            name = plugin.entry_point.name
+            listed.append(item_class(name, None, error=plugin.error, **origin))
+        for item in plugs(plugin):
+            error = conflicts.get(item.name)
+            listed.append(item_class(item.name, item, error=error, **origin))
+    return sorted(listed, key=lambda item: (item.name, item.distribution))
+
+
 def _load_plugins() -> list[_Plugin]:
     found = entry_points(group=ENTRY_POINT_GROUP)
     return [_load_plugin(entry_point) for entry_point in found]
@@ -313,11 +352,16 @@ def _call_hooks(plugin: _Plugin, plugged: Any) -> _Plugin:
     _check_hooks(plugin, plugged, implemented)
     backends: list[Backend] = []
     engines: list[LogEngine] = []
+    commands: list[CliCommand] = []
     if _BACKENDS_HOOK in implemented:
         backends = _call_hook(plugin, _BACKENDS_HOOK, manager.hook.dengine_sm_backends, Backend)
     if _LOGS_HOOK in implemented:
         engines = _call_hook(plugin, _LOGS_HOOK, manager.hook.dengine_sm_commit_logs, LogEngine)
-    return attrs.evolve(plugin, backends=tuple(backends), engines=tuple(engines))
+    if _COMMANDS_HOOK in implemented:
+        commands = _call_hook(plugin, _COMMANDS_HOOK, manager.hook.dengine_sm_commands, CliCommand)
+    return attrs.evolve(
+        plugin, backends=tuple(backends), engines=tuple(engines), commands=tuple(commands)
+    )
 
 
 def _check_hooks(plugin: _Plugin, plugged: Any, implemented: set[str]) -> None:
@@ -335,7 +379,9 @@ def _check_hooks(plugin: _Plugin, plugged: Any, implemented: set[str]) -> None:
         missing = "is not marked with hookimpl" if name in _HOOKS else "is no hook"
         problems.append(f"function {name!r} {missing}{'' if name in _HOOKS else _hint(name)}")
     if not implemented and not problems:
-        problems.append(f"no hook is implemented; expected {' or '.join(_HOOKS)}")
+        problems.append(
+            f"no hook is implemented; expected {', '.join(_HOOKS[:-1])} or {_HOOKS[-1]}"
+        )
     if problems:
         raise _load_error(plugin, "; ".join(problems))
 
@@ -346,7 +392,7 @@ def _marked(function: Any) -> bool:
 
 def _hint(name: str) -> str:
     near = nearest(name, _HOOKS)
-    return f"; did you mean {near!r}?" if near else f"; the hooks are {' and '.join(_HOOKS)}"
+    return f"; did you mean {near!r}?" if near else f"; the hooks are {', '.join(_HOOKS)}"
 
 
 def _call_hook(plugin: _Plugin, hook: str, call: Callable[[], Any], kind: type[T]) -> list[T]:
@@ -460,12 +506,18 @@ def _construct(
     try:
         return plug.factory(directory, options)
     except Exception as exc:
-        raise BackendLoadError(
-            f"{kind} {plug.name!r} ({plugin.label}): its factory failed: {_told(exc)}; "
-            "nothing was created",
-            name=plug.name,
-            distribution=plugin.label,
-        ) from exc
+        raise _factory_error(plug, plugin, exc, kind) from exc
+
+
+def _factory_error(
+    plug: Backend | LogEngine | CliCommand, plugin: _Plugin, exc: Exception, kind: str
+) -> BackendLoadError:
+    return BackendLoadError(
+        f"{kind} {plug.name!r} ({plugin.label}): its factory failed: {_told(exc)}; "
+        "nothing was created",
+        name=plug.name,
+        distribution=plugin.label,
+    )
 
 
 def _preflight(backend: Backend, plugin: _Plugin, options: Any) -> list[Finding]:

@@ -1,11 +1,15 @@
-"""Hypothesis profiles (the same examples in CI every time), and a node with a server on it."""
+"""Hypothesis profiles (the same examples in CI every time), a node with a server, toy plugins."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from toy_site import Site
 
 from dengine_sm import NodeBuilder, NodeConfig
 from dengine_sm.config import NodeSection, StateMachineSection
@@ -30,3 +34,13 @@ async def node(tmp_path):
 async def server(node):
     async with NodeServer(node, max_message_bytes=1_000_000) as server:
         yield server
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    root = tmp_path / "site"
+    root.mkdir()
+    monkeypatch.syspath_prepend(str(root))
+    yield Site(root)
+    for name in [name for name in sys.modules if name.startswith("dengine_sm_toy_")]:
+        del sys.modules[name]

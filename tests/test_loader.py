@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_site import TOYS, Site
 
 from dengine_sm.errors import (
     BackendConflictError,
@@ -32,52 +31,7 @@ from dengine_sm.loader import (
 )
 from dengine_sm.model import Durability
 
-TOYS = Path(__file__).parent / "toy_plugins"
-
 Install = Callable[..., Path]
-
-
-class Site:
-    """A directory on sys.path with installed distributions, as pip would leave it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def add(self, name: str, version: str, entry_points: dict[str, str]) -> None:
-        info = self.root / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        lines = "".join(f"{key} = {value}\n" for key, value in entry_points.items())
-        (info / "entry_points.txt").write_text(f"[dengine_sm]\n{lines}")
-        importlib.invalidate_caches()
-
-    def toy(self, *names: str) -> None:
-        for name in names:
-            project = tomllib.loads((TOYS / name / "pyproject.toml").read_text())
-            (module,) = project["tool"]["setuptools"]["py-modules"]
-            shutil.copy(TOYS / name / f"{module}.py", self.root)
-            meta = project["project"]
-            self.add(meta["name"], meta["version"], meta["entry-points"]["dengine_sm"])
-
-    def plugin(self, name: str, source: str) -> None:
-        """Write and register a plugin from the body of a module."""
-        module = f"dengine_sm_toy_{name}"
-        prelude = (
-            "from dengine_sm import Backend, Durability, LogEngine, hookimpl\n"
-            "from dengine_sm.backends import create_memory\n"
-        )
-        (self.root / f"{module}.py").write_text(prelude + source)
-        self.add(f"dengine-sm-toy-{name}", "1.0", {name: module})
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    root = tmp_path / "site"
-    root.mkdir()
-    monkeypatch.syspath_prepend(str(root))
-    yield Site(root)
-    for name in [name for name in sys.modules if name.startswith("dengine_sm_toy_")]:
-        del sys.modules[name]
 
 
 def load_error(name: str) -> str:
@@ -172,7 +126,11 @@ def test_a_misspelt_hook_is_named_with_the_nearest(site: Site):
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("", "no hook is implemented; expected dengine_sm_backends or dengine_sm_commit_logs"),
+        (
+            "",
+            "no hook is implemented; expected dengine_sm_backends, dengine_sm_commit_logs or "
+            "dengine_sm_commands",
+        ),
         (
             "def dengine_sm_backends():\n    return []\n",
             "function 'dengine_sm_backends' is not marked with hookimpl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dengine_sm.cli.app import CommandGroup, example, listing
+from dengine_sm.cli.app import example, listing
 from dengine_sm.cli.config import config
 from dengine_sm.cli.conformance import conformance
 from dengine_sm.cli.copy import copy
@@ -13,13 +13,14 @@ from dengine_sm.cli.exit_codes import MEANINGS
 from dengine_sm.cli.keys import cas, delete, get, put, scan
 from dengine_sm.cli.load import load
 from dengine_sm.cli.new import new
+from dengine_sm.cli.plugin_commands import PluginCommandGroup
 from dengine_sm.cli.plugins import backends, check
 from dengine_sm.cli.run import run
 from dengine_sm.cli.server_info import snapshot, status
 
 
 @click.group(
-    cls=CommandGroup,
+    cls=PluginCommandGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=example("dengine-sm run --data-dir /var/lib/dengine", "dengine-sm put greeting hello")
     + listing("Exit codes", [f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items()]),

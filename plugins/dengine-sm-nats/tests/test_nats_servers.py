@@ -10,64 +10,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import nats
 import pytest
 from dengine_sm_nats.monitoring import read_monitoring
 from dengine_sm_nats.server_config import ServerPorts, free_ports
 from dengine_sm_nats.servers import LocalServers, find_server
-from nats.aio.client import Client
-from nats.errors import NoRespondersError, TimeoutError
-from nats.js import JetStreamContext
-from nats.js.api import StreamConfig
-from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+from nats.errors import TimeoutError
+from nats_tools import UNDER_ELECTION, connected, make_stream, publish
 from proxy import Network
 
 from dengine_sm.errors import ConfigError, ServerError, StorageLockedError
-
-UNDER_ELECTION = (
-    NoStreamResponseError,
-    NoRespondersError,
-    TimeoutError,
-    ServiceUnavailableError,
-    nats.errors.ConnectionClosedError,
-)
-
-
-async def quiet(_: Exception) -> None:
-    """Errors of a connection to a killed server are what these tests are about."""
-
-
-@contextlib.asynccontextmanager
-async def connected(urls: list[str], **options: object) -> AsyncIterator[Client]:
-    client = await nats.connect(
-        urls, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=quiet, **options
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def make_stream(js: JetStreamContext, replicas: int) -> None:
-    config = StreamConfig(name="dengine", subjects=["log"], num_replicas=replicas, storage="file")
-    await js.add_stream(config)
-
-
-async def publish(js: JetStreamContext, count: int) -> int:
-    """Publish until that many are acknowledged; return the last sequence."""
-    sequence = 0
-    for _ in range(count):
-        headers = {"Nats-Msg-Id": os.urandom(8).hex()}
-        while True:
-            try:
-                sequence = (await js.publish("log", b"x", timeout=1, headers=headers)).seq
-                break
-            except UNDER_ELECTION:
-                continue
-    return sequence
 
 
 def copies(servers: LocalServers) -> list[tuple[int, int, int] | None]:
