@@ -449,12 +449,10 @@ async def storm(
             for i in range(3)
         ]
         until_s = time.monotonic() + seconds
-        faults = [
-            keep_failing(cluster, kinds, random.Random(rng.random()), pause_s, counts, until_s)
-            for kinds in (server_faults, node_faults)
-            if kinds
-        ]
-        await asyncio.gather(*faults)
+        async with asyncio.TaskGroup() as faults:
+            for kinds in filter(None, (server_faults, node_faults)):
+                own = random.Random(rng.random())
+                faults.create_task(keep_failing(cluster, kinds, own, pause_s, counts, until_s))
         await cluster.healed()
         await asyncio.sleep(2.0)  # some writes without a fault, so that all is seen to go on
         stop.set()

@@ -15,10 +15,8 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from dengine_sm import CommitLogError
+from dengine_sm_nats.checks import check_version
 from dengine_sm_nats.options import NatsLogOptions
-
-OLDEST_SERVER = (2, 12, 3)
-"""2.12.3 mended losses that Jepsen had found in 2.12.1; older ones are refused."""
 
 _RETRY_PAUSE_S = 0.1
 _PASSING = (
@@ -74,16 +72,17 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
             f"none of the servers {', '.join(options.servers)} lets this node in within "
             f"{options.connect_timeout_s} s: {_told(why)}; nothing was changed"
         ) from exc
-    version = client.connected_server_version
-    if (version.major, version.minor, version.patch) < OLDEST_SERVER:
-        server = str(client.connected_url.netloc) if client.connected_url else "?"
+    server = f"server {client.connected_url.netloc if client.connected_url else '?'}"
+    if findings := check_version(server, _version_of(client)):
         await client.close()
-        raise CommitLogError(
-            f"server {server} has version {version}: expected "
-            f"{'.'.join(map(str, OLDEST_SERVER))} or newer, since older ones are known to lose "
-            "acknowledged messages; nothing was changed"
-        )
+        raise CommitLogError(f"{findings[0]} Nothing was changed")
     return client
+
+
+def _version_of(client: Client) -> str:
+    version = client.connected_server_version
+    prerelease = f"-{version.prerelease}" if version.prerelease else ""
+    return f"{version.major}.{version.minor}.{version.patch}{prerelease}"
 
 
 def _tls(options: NatsLogOptions) -> ssl.SSLContext | None:

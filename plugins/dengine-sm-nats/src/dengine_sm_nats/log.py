@@ -32,6 +32,7 @@ from dengine_sm import (
 )
 from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
 from dengine_sm.log.contract import SnapshotMark
+from dengine_sm_nats.checks import refuse_lazy_servers
 from dengine_sm_nats.connection import connect, server_errors
 from dengine_sm_nats.divergence import StateComparison
 from dengine_sm_nats.frames import (
@@ -147,8 +148,6 @@ class NatsLog:
         self._js: JetStreamContext = self._client.jetstream()
         self.max_append_bytes = self._client.max_payload - OVERHEAD_BYTES
         if self.options.sync == "verified":
-            from dengine_sm_nats.checks import refuse_lazy_servers
-
             await refuse_lazy_servers(self.options)
         self._stream = await open_stream(self._js, self.options)
         self._board = SnapshotBoard(self._js, self.options)

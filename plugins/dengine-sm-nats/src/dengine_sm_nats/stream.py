@@ -16,6 +16,7 @@ from nats.js.api import (
 )
 
 from dengine_sm import CommitLogError
+from dengine_sm_nats.checks import check_stream
 from dengine_sm_nats.connection import patiently, server_errors
 from dengine_sm_nats.options import DUPLICATE_WINDOW_S, NatsLogOptions
 
@@ -96,10 +97,10 @@ def refuse_other_shape(info: StreamInfo, options: NatsLogOptions) -> None:
     Raises:
         CommitLogError: with every reason.
     """
-    from dengine_sm_nats.checks import check_stream
-
-    findings = check_stream(info.config, expected_replicas=options.replicas)
-    problems = [f"{finding.problem}; expected {finding.expected}" for finding in findings]
+    findings = check_stream(
+        info.config, expected_replicas=options.replicas, subject=subject_of(options.stream)
+    )
+    problems = [str(finding) for finding in findings]
     metadata = info.config.metadata or {}
     if not (_ID in metadata and metadata.get(_TERM, "").isdigit()):
         problems.append("it was not made by dengine-sm: its metadata has no id and term")
