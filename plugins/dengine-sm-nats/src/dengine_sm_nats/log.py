@@ -196,6 +196,8 @@ class NatsLog:
         if not self._is_open:
             return
         self._is_open = False
+        if self._reader is not None:
+            self._reader.close()
         await self._neighbours.leave()
         self._publisher.close()
         if self._sending:
@@ -344,11 +346,13 @@ class NatsLog:
             # A snapshot may help, and what is behind it comes back then.
             self._is_behind = True
             raise
-        except BaseException as exc:
+        except Exception as exc:
             self._fail_sent(f"reading the log ended ({exc!r})")
             raise
         finally:
-            self._reader = None
+            # One that was only forgotten may end after the next one has begun.
+            if self._reader is reader:
+                self._reader = None
             await batches.aclose()
 
     def _go_on_from(self, position: Position) -> None:
