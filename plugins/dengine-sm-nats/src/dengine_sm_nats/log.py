@@ -44,6 +44,7 @@ from dengine_sm_nats.frames import (
     Frame,
     Mark,
     UnreadableMessageError,
+    added_bytes,
     decode_frame,
     encode_frame,
 )
@@ -79,6 +80,7 @@ class _Sent:
 
     read_back: asyncio.Future[LogIdRange]
     count: int
+    is_barrier: bool
     sequence: int | None = None
     """In the stream, once the servers have told."""
 
@@ -109,6 +111,9 @@ class NatsLog:
         self._reader: Reader | None = None
         self._first_index = 1
         self._own_mark = 0
+        self._held_sequence = 0
+        self._saving = asyncio.Lock()
+        self._stall_check: asyncio.TimerHandle | None = None
         self._is_behind = False
         self._snapshot_index = 0
 
@@ -146,13 +151,15 @@ class NatsLog:
 
     async def _open_stream(self) -> None:
         self._js: JetStreamContext = self._client.jetstream()
-        self.max_append_bytes = self._client.max_payload - OVERHEAD_BYTES
+        # The encoding of a short command takes as much again as the command.
+        self.max_append_bytes = (self._client.max_payload - OVERHEAD_BYTES) // 2
         if self.options.sync == "verified":
             await refuse_lazy_servers(self.options)
         self._stream = await open_stream(self._js, self.options)
-        self._board = SnapshotBoard(self._js, self.options)
+        self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
         self._take_up_counting()
+        await self._learn_published()
         self._sender = secrets.token_bytes(8)
         self._comparison = StateComparison(self.name, self._identity)
         self._publisher = Publisher(
@@ -168,7 +175,7 @@ class NatsLog:
     def _take_up_counting(self) -> None:
         stream = self._stream
         if self._positions is None:
-            start = Position(0, stream.base_index, 0)
+            start = Position(0, stream.base_index, stream.base_timestamp_ms)
             self._positions = Positions(stream.stream_id, [start])
         elif self._positions.stream_id != stream.stream_id:
             raise CommitLogError(
@@ -178,7 +185,13 @@ class NatsLog:
                 "remove the node's data directory to have it join the new one; nothing was changed"
             )
         self._position = self._positions.newest
-        self._note_first(stream.first_sequence)
+
+    async def _learn_published(self) -> None:
+        """Learn from where the published snapshots let a node count on, with or without them."""
+        for one in await self._board.published():
+            self._counted.add(one.position)
+        self._held_sequence = self._counted.newest.sequence
+        self._note_first(self._stream.first_sequence)
 
     def _note_first(self, first_sequence: int) -> None:
         """Learn where the stream begins."""
@@ -198,6 +211,9 @@ class NatsLog:
         self._is_open = False
         if self._reader is not None:
             self._reader.close()
+        if self._stall_check is not None:
+            self._stall_check.cancel()
+            self._stall_check = None
         await self._neighbours.leave()
         self._publisher.close()
         if self._sending:
@@ -213,8 +229,13 @@ class NatsLog:
             self._lock.release()
 
     async def _save_positions(self) -> None:
-        packed = self._counted.pack()
-        await asyncio.to_thread(write_checked_file, self.directory / POSITIONS, packed)
+        # A thread goes on when who waits for it is cancelled; two must not write at once.
+        await asyncio.shield(self._save_in_turn())
+
+    async def _save_in_turn(self) -> None:
+        async with self._saving:
+            packed = self._counted.pack()
+            await asyncio.to_thread(write_checked_file, self.directory / POSITIONS, packed)
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -229,17 +250,21 @@ class NatsLog:
         self._require_open()
         if not payloads:
             raise ValueError("append: expected at least one payload")
-        size_bytes = sum(map(len, payloads))
-        framed_bytes = size_bytes + PER_COMMAND_BYTES * len(payloads)
-        if framed_bytes > self._client.max_payload - OVERHEAD_BYTES:
-            raise CommitLogError(
-                f"append of {len(payloads)} commands, {size_bytes} bytes: the servers take "
-                f"messages of at most {self._client.max_payload} bytes (max_payload in their "
-                "configuration); nothing was appended"
-            )
         number = next(self._numbers)
         frame = Commands(self._sender, number, payloads)
+        self._refuse_too_large(payloads)
         return await self._send(frame, number, len(payloads))
+
+    def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
+        size_bytes, limit = sum(map(len, payloads)), self._client.max_payload
+        room_bytes = limit - OVERHEAD_BYTES - size_bytes
+        # The exact sum only when it matters.
+        if PER_COMMAND_BYTES * len(payloads) > room_bytes and added_bytes(payloads) > room_bytes:
+            raise CommitLogError(
+                f"append of {len(payloads)} commands, {size_bytes} bytes: the servers take "
+                f"messages of at most {limit} bytes with what goes around the commands "
+                "(max_payload in their configuration); nothing was appended"
+            )
 
     async def read_barrier(self) -> int:
         """Publish a message without commands; return the index that was reached with it."""
@@ -255,7 +280,7 @@ class NatsLog:
 
     async def _send(self, frame: Frame, number: int, count: int) -> LogIdRange:
         read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
-        self._sent[number] = _Sent(read_back, count)
+        self._sent[number] = _Sent(read_back, count, isinstance(frame, Barrier))
         task = asyncio.create_task(self._publish(encode_frame(frame), number))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -273,21 +298,67 @@ class NatsLog:
             self._sent.pop(number, None)
             return
         sent.sequence = sequence
+        if sequence <= self._held_sequence:
+            self._fail_lost(number, sent)
+            return
         if self._reader is not None:
             self._reader.expect(sequence)
         if sequence <= self._position.sequence:
-            self._fail_if_skipped(number, sent)
+            self._end_skipped(number, sent)
+        self._check_stall_later()
 
-    def _fail_if_skipped(self, number: int, sent: _Sent) -> None:
-        """Fail what was committed, but is behind the place where reading went on."""
+    def _end_skipped(self, number: int, sent: _Sent) -> None:
+        """End what was committed, but is behind the place where reading went on."""
+        self._sent.pop(number, None)
+        if sent.read_back.done():
+            return
+        if sent.is_barrier:
+            # The snapshot holds everything that was committed before it.
+            index = self._position.index
+            sent.read_back.set_result(LogIdRange(self._stream.term, index + 1, 0))
+            return
+        sent.read_back.set_exception(
+            ProposalOutcomeUnknown(
+                f"{sent.count} commands are committed as message {sent.sequence}, but this "
+                "node installed a snapshot over it and does not know their results"
+            )
+        )
+
+    def _fail_lost(self, number: int, sent: _Sent) -> None:
         self._sent.pop(number, None)
         if not sent.read_back.done():
             sent.read_back.set_exception(
-                ProposalOutcomeUnknown(
-                    f"{sent.count} commands are committed as message {sent.sequence}, but this "
-                    "node installed a snapshot over it and does not know their results"
+                CommitLogError(
+                    f"stream {self.options.stream!r} stores a new message as {sent.sequence}, but "
+                    f"held message {self._held_sequence} before: it has lost what was "
+                    "acknowledged, such as by an older copy of the servers' stores; expected a "
+                    "stream that only grows; this node must not go on with it"
                 )
             )
+
+    def _check_stall_later(self) -> None:
+        if self._stall_check is None:
+            loop = asyncio.get_running_loop()
+            self._stall_check = loop.call_later(self.options.outcome_timeout_s, self._check_stall)
+
+    def _check_stall(self) -> None:
+        """Fail what is committed when nothing comes from the servers to be read back."""
+        self._stall_check = None
+        acknowledged = {n: one for n, one in self._sent.items() if one.sequence is not None}
+        waited_s = self._reader.waiting_s if self._reader is not None else 0
+        if acknowledged and waited_s < self.options.outcome_timeout_s:
+            self._check_stall_later()
+            return
+        for number, sent in acknowledged.items():
+            self._sent.pop(number)
+            if not sent.read_back.done():
+                sent.read_back.set_exception(
+                    ProposalOutcomeUnknown(
+                        f"{sent.count} commands are committed as message {sent.sequence}, but no "
+                        f"server has delivered anything for {waited_s:.1f} s; their results are "
+                        "not known"
+                    )
+                )
 
     def _fail_sent(self, why: str) -> None:
         sent, self._sent = self._sent, {}
@@ -359,7 +430,7 @@ class NatsLog:
         self._position = position
         for number, sent in list(self._sent.items()):
             if sent.sequence is not None and sent.sequence <= position.sequence:
-                self._fail_if_skipped(number, sent)
+                self._end_skipped(number, sent)
 
     def _refuse_conflict(self) -> None:
         other = self._neighbours.conflict
@@ -418,19 +489,18 @@ class NatsLog:
             return decode_frame(message.data)
         except UnreadableMessageError as exc:
             why = exc
-        if why.is_ours:
-            # It was sound when it was published: one replica may have it damaged.
-            async for copy in reader.other_copies(message.sequence):
-                with contextlib.suppress(UnreadableMessageError):
-                    frame = decode_frame(copy)
-                    logger.error(
-                        "message %d of stream %r is damaged on one server: %s; see "
-                        "'dengine-sm cluster check'",
-                        message.sequence,
-                        self.options.stream,
-                        why,
-                    )
-                    return frame
+        # It may have been sound when it was published, and be damaged on one replica.
+        async for copy in reader.other_copies(message.sequence):
+            with contextlib.suppress(UnreadableMessageError):
+                frame = decode_frame(copy)
+                logger.error(
+                    "message %d of stream %r is damaged on one server: %s; see "
+                    "'dengine-sm cluster check'",
+                    message.sequence,
+                    self.options.stream,
+                    why,
+                )
+                return frame
         logger.warning(
             "message %d of stream %r is none of dengine-sm's (%s): it counts as one rejected "
             "command",
@@ -490,6 +560,8 @@ class NatsLog:
         if before is None or not before.sequence:
             return
         sequence = min(before.sequence, limit) + 1
+        if sequence == 1:
+            return
         with server_errors("purge the stream", "nothing was dropped"):
             await self._js.purge_stream(self.options.stream, seq=sequence)
         self._counted.forget_before(sequence)
@@ -499,8 +571,10 @@ class NatsLog:
     async def advance_to(self, log_id: LogId) -> None:
         """Refuse a snapshot that this node cannot place in the stream; else do nothing."""
         self._require_open()
-        start = self._counted.at_or_before_index(log_id.index)
-        if start is None or log_id.term != self._stream.term:
+        start, stream = self._counted.at_or_before_index(log_id.index), self._stream
+        is_ours = log_id.term == stream.term
+        is_seed = log_id.term < stream.term and log_id.index == stream.base_index
+        if start is None or not (is_ours or is_seed):
             raise CommitLogError(
                 f"{log_id} is not a place in stream {self.options.stream!r} that this node knows; "
                 "a state from elsewhere begins a stream of its own: see 'dengine-sm cluster seed'"
