@@ -21,6 +21,7 @@ from nats.js import JetStreamContext
 
 from dengine_sm import (
     CommitLogError,
+    DEngineError,
     Entry,
     LogGapError,
     LogId,
@@ -65,6 +66,8 @@ from dengine_sm_nats.stream import open_stream, subject_of
 POSITIONS = "POSITIONS"
 UNREADABLE_COMMAND = b"\xff"
 """Stands for a message that is no frame: no CBOR item, so that `kv/1` rejects it (APPLY-7)."""
+_MESSAGE_BYTES = 120
+"""About what the servers store with a message beside its data."""
 _SAVE_EVERY = 1024
 """Messages between two writes of the positions: what a restart may have to count again."""
 
@@ -112,6 +115,9 @@ class NatsLog:
         self._first_index = 1
         self._own_mark = 0
         self._held_sequence = 0
+        self._size_bytes = 0
+        self._asked_index = 0
+        self._asking: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._stall_check: asyncio.TimerHandle | None = None
         self._is_behind = False
@@ -158,6 +164,7 @@ class NatsLog:
         self._stream = await open_stream(self._js, self.options)
         self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
+        self._size_bytes = self._stream.size_bytes
         self._take_up_counting()
         await self._learn_published()
         self._sender = secrets.token_bytes(8)
@@ -219,6 +226,8 @@ class NatsLog:
         if self._sending:
             await asyncio.wait(self._sending)
         self._fail_sent("the commit log was closed")
+        if self._asking is not None:
+            await asyncio.wait((self._asking,))
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
@@ -253,7 +262,45 @@ class NatsLog:
         number = next(self._numbers)
         frame = Commands(self._sender, number, payloads)
         self._refuse_too_large(payloads)
+        if self._size_bytes >= self._most_bytes:
+            await self._refuse_full()
         return await self._send(frame, number, len(payloads))
+
+    @property
+    def _most_bytes(self) -> int:
+        """Size from which the stream takes no more commands.
+
+        The rest is for what makes room again, and lets nodes start and read: a mark that the
+        servers refuse would never be followed by a purge.
+        """
+        return self.options.max_bytes - self.options.max_bytes // 8
+
+    async def _measure(self) -> None:
+        with server_errors("ask for the stream's size", "nothing was changed"):
+            info = await self._js.stream_info(self.options.stream)
+        self._size_bytes = info.state.bytes
+
+    async def _refuse_full(self) -> None:
+        """Refuse commands unless a purge has made room since; have the nodes take a snapshot."""
+        await self._measure()
+        if self._size_bytes < self._most_bytes:
+            return
+        if self._position.index > self._asked_index and (
+            self._asking is None or self._asking.done()
+        ):
+            self._asked_index = self._position.index
+            self._asking = asyncio.create_task(self._ask_for_room())
+        raise CommitLogError(
+            f"stream {self.options.stream!r} is full: {self._size_bytes} bytes, it takes commands "
+            f"up to {self._most_bytes} (7/8 of log.options.max_bytes); nothing was appended; it "
+            "takes them again once a snapshot lets it be purged"
+        )
+
+    async def _ask_for_room(self) -> None:
+        try:
+            await self.request_snapshot()
+        except DEngineError as exc:
+            logger.warning("stream %r is full, and no snapshot: %s", self.options.stream, exc)
 
     def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
         size_bytes, limit = sum(map(len, payloads)), self._client.max_payload
@@ -447,6 +494,7 @@ class NatsLog:
         entries: list[Entry] = []
         for message in batch:
             frame = await self._frame_of(message, reader)
+            self._size_bytes += len(message.data) + _MESSAGE_BYTES
             before = self._position
             timestamp_ms = max(before.timestamp_ms, message.timestamp_ms)
             payloads: Sequence[bytes] = ()
@@ -537,7 +585,8 @@ class NatsLog:
         """Drop messages that no node and no published snapshot needs.
 
         Kept is what the older published snapshot needs, and what any node needs that was
-        heard within `forget_node_s`; also when the caller needs less.
+        heard within `forget_node_s`; also when the caller needs less. Of a full stream only
+        what the newest published snapshot needs: the others install it.
         """
         self._require_open()
         if up_to.index > self._position.index:
@@ -546,17 +595,21 @@ class NatsLog:
                 "nothing was dropped"
             )
         published = await self._board.published()
-        if len(published) < 2:
+        await self._measure()
+        is_full = self._size_bytes >= self._most_bytes
+        if len(published) < (1 if is_full else 2):
             return
         for one in published:
             if one.position <= self._position:
                 self._counted.add(one.position)
-        needs = [up_to.index, published[-1].position.index]
-        neighbours = self._neighbours.heard_within(self.options.forget_node_s)
-        needs += [neighbour.index for neighbour in neighbours]
+        needed = published[0 if is_full else -1].position
+        needs = [up_to.index, needed.index]
+        if not is_full:
+            neighbours = self._neighbours.heard_within(self.options.forget_node_s)
+            needs += [neighbour.index for neighbour in neighbours]
         before = self._counted.at_or_before_index(min(needs))
-        # Only where the older snapshot's position is known: others count on from there.
-        limit = published[-1].position.sequence
+        # Only where that snapshot's position is known: others count on from there.
+        limit = needed.sequence
         if before is None or not before.sequence:
             return
         sequence = min(before.sequence, limit) + 1
@@ -567,6 +620,8 @@ class NatsLog:
         self._counted.forget_before(sequence)
         await self._save_positions()
         self._note_first(sequence)
+        if is_full:
+            await self._measure()
 
     async def advance_to(self, log_id: LogId) -> None:
         """Refuse a snapshot that this node cannot place in the stream; else do nothing."""
