@@ -108,6 +108,7 @@ class NatsLog:
         self._following = False
         self._sender = b""
         self._numbers = itertools.count(1)
+        self._since_number = 0
         self._sent: dict[int, _Sent] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._position = Position(0, 0, 0)
@@ -407,10 +408,15 @@ class NatsLog:
                     )
                 )
 
-    def _fail_sent(self, why: str) -> None:
+    def _fail_sent(self, why: str, error: Exception | None = None) -> None:
         sent, self._sent = self._sent, {}
         for one in sent.values():
-            if not one.read_back.done():
+            if one.read_back.done():
+                continue
+            if one.is_barrier and error is not None:
+                # Nothing is in doubt: who asked wants to know what is wrong.
+                one.read_back.set_exception(error)
+            else:
                 one.read_back.set_exception(
                     ProposalOutcomeUnknown(
                         f"{why} before {one.count} commands were read back; they may be committed"
@@ -445,6 +451,7 @@ class NatsLog:
                 observed_index=self._first_index,
             )
         self._go_on_from(start)
+        self._since_number = next(self._numbers)
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -465,7 +472,7 @@ class NatsLog:
             self._is_behind = True
             raise
         except Exception as exc:
-            self._fail_sent(f"reading the log ended ({exc!r})")
+            self._fail_sent(f"reading the log ended ({exc!r})", exc)
             raise
         finally:
             # One that was only forgotten may end after the next one has begun.
@@ -507,7 +514,7 @@ class NatsLog:
             mark = message.sequence if counts else before.mark
             self._position = Position(message.sequence, index, timestamp_ms, mark)
             if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
-                self._refuse_short_log(frame, index, first_index)
+                self._refuse_short_log(frame.number, index, first_index)
                 self._came_back(frame.number, before.index + 1, len(payloads))
             if payloads:
                 new = _entries(before.index + 1, self._stream.term, timestamp_ms, payloads)
@@ -558,12 +565,13 @@ class NatsLog:
         )
         return None
 
-    def _refuse_short_log(self, frame: Frame, index: int, first_index: int) -> None:
+    def _refuse_short_log(self, number: int, index: int, first_index: int) -> None:
         """Refuse to go on when the log has ended below what this node has applied.
 
-        A message of this start lies behind all that was committed before it.
+        A message that was sent since `follow` was called lies behind all that was committed
+        before; older ones are read again when it begins earlier.
         """
-        if index < first_index - 1 and not isinstance(frame, Commands):
+        if index < first_index - 1 and number > self._since_number:
             raise CommitLogError(
                 f"the state machine is at index {first_index - 1}, but stream "
                 f"{self.options.stream!r} ends at {index}: it has lost what was acknowledged, or "
