@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import nats.errors
 import pytest
 from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.frames import MAGIC, Commands, encode_frame
 from dengine_sm_nats.log import POSITIONS, UNREADABLE_COMMAND, NatsLog
+from dengine_sm_nats.reader import Reader
 from nats_testing import (
     Followed,
     followed_log,
@@ -22,6 +24,7 @@ from nats_testing import (
 
 from dengine_sm import (
     CommitLogError,
+    LogGapError,
     LogId,
     LogIdRange,
     NodeBuilder,
@@ -303,3 +306,38 @@ async def test_a_log_that_ends_before_the_state_is_refused_at_the_barrier(tmp_pa
         await asyncio.sleep(0)  # the follower begins before the barrier, as in a node
         with pytest.raises(CommitLogError, match=r"is at index 8, but stream .* ends at 2"):
             await one.log.read_barrier()
+
+
+@pytest.mark.parametrize("position", [0, -1], ids=["not recognisable", "damaged"])
+async def test_a_message_that_arrives_damaged_is_read_from_another_copy(
+    tmp_path, server, stream, monkeypatch, position
+):
+    async def deliver_damaged(self, msg):
+        if msg.data:
+            damaged = bytearray(msg.data)
+            damaged[position] ^= 1
+            msg.data = bytes(damaged)
+        await deliver(self, msg)
+
+    deliver = Reader._on_message
+    monkeypatch.setattr(Reader, "_on_message", deliver_damaged)
+    async with followed_log(tmp_path, server, stream) as one:
+        assert LogIdRange(1, 1, 3) == await one.log.append([b"1", b"2", b"3"])
+        assert shape(await one.until(3)) == [(1, b"1"), (2, b"2"), (3, b"3")]
+
+
+async def test_an_unreadable_message_whose_copies_cannot_be_had_is_not_counted(
+    tmp_path, server, stream, monkeypatch
+):
+    async def no_answer(*_, **__):
+        raise nats.errors.TimeoutError
+
+    monkeypatch.setattr("dengine_sm_nats.reader._RETRY_PAUSE_S", 0.001)
+    async with followed_log(tmp_path, server, stream) as one:
+        await one.log.append([b"1"])
+        one.log._js.get_msg = no_answer
+        await publish_raw(server, stream, [b"foreign"])
+
+        with pytest.raises(LogGapError, match="0 of 16 times a server answered"):
+            await one.until(2)
+        assert LogId(1, 1) == one.log.last_log_id()

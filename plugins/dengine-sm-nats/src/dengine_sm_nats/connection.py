@@ -38,10 +38,11 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     Raises:
         CommitLogError: none answers, the credentials are refused, or it is too old.
     """
-    last_error: list[Exception] = []
+    # Each once: servers that refuse may also just hang up at the next attempt.
+    told: dict[str, None] = {}
 
     async def note(error: Exception) -> None:
-        last_error[:] = [error]
+        told[_told(error)] = None
         logger.debug("connection to %s: %s", ", ".join(options.servers), error)
 
     settings: dict[str, Any] = {
@@ -66,10 +67,10 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     except (TimeoutError, OSError, nats.errors.Error) as exc:
         with contextlib.suppress(Exception):
             await client.close()
-        why = last_error[0] if last_error and isinstance(exc, TimeoutError) else exc
+        why = "; ".join(told) if told and isinstance(exc, TimeoutError) else _told(exc)
         raise CommitLogError(
             f"none of the servers {', '.join(options.servers)} lets this node in within "
-            f"{options.connect_timeout_s} s: {_told(why)}; nothing was changed"
+            f"{options.connect_timeout_s} s: {why}; nothing was changed"
         ) from exc
     server = f"server {client.connected_url.netloc if client.connected_url else '?'}"
     if findings := check_version(server, _version_of(client)):
