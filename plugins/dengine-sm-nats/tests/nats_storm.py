@@ -458,6 +458,7 @@ async def storm(
         stop.set()
         await asyncio.gather(*clients)
         report = await judge(cluster, recorder)
+        (directory / "operations.txt").write_text("\n".join(map(repr, recorder.operations)))
         report["wrong"] = await asyncio.to_thread(linearizable, recorder)
         report |= {
             "seconds": round(time.monotonic() - began_s),
