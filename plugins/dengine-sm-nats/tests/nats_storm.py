@@ -47,6 +47,8 @@ class Recorder:
     """What clients asked for and saw, by one clock."""
 
     operations: list[dict[str, Any]] = attrs.field(factory=list)
+    dropped: list[dict[str, Any]] = attrs.field(factory=list)
+    """Reads that failed, and writes that were told not to have happened."""
     acknowledged: set[bytes] = attrs.field(factory=set)
     last_ack_s: float = attrs.field(factory=time.monotonic)
     longest_gap_s: float = 0.0
@@ -146,6 +148,8 @@ async def work_registers(
                         recorder.operations.append(operation)
                     else:
                         recorder.refused += 1
+                        operation["refused"] = str(exc)
+                        recorder.dropped.append(operation)
                     await asyncio.sleep(0.05)
                     break
                 operation["returned"] = time.monotonic()
@@ -458,7 +462,9 @@ async def storm(
         stop.set()
         await asyncio.gather(*clients)
         report = await judge(cluster, recorder)
-        (directory / "operations.txt").write_text("\n".join(map(repr, recorder.operations)))
+        (directory / "operations.txt").write_text(
+            "\n".join(map(repr, recorder.operations + recorder.dropped))
+        )
         report["wrong"] = await asyncio.to_thread(linearizable, recorder)
         report |= {
             "seconds": round(time.monotonic() - began_s),
