@@ -20,8 +20,10 @@ class StateComparison:
     """
 
     def __init__(self, name: str, identity: bytes) -> None:
-        self._own = (name, identity)
-        self._at: OrderedDict[LogId, dict[tuple[str, bytes], bytes]] = OrderedDict()
+        self._name = name
+        self._identity = identity
+        # A node has one voice, however often it was wiped and told the checksum again.
+        self._at: OrderedDict[LogId, dict[str, Digest]] = OrderedDict()
         self.last_equal: LogId | None = None
         """The newest id at which a majority, with this node, held the same."""
 
@@ -41,39 +43,38 @@ class StateComparison:
             return
         log_id = LogId(digest.term, digest.index)
         told = self._at.setdefault(log_id, {})
-        told[digest.node, digest.identity] = digest.checksum
+        told[digest.node] = digest
         while len(self._at) > _KEPT:
             self._at.popitem(last=False)
         self._judge(log_id, told, max(nodes, len(told)))
 
-    def _judge(self, log_id: LogId, told: dict[tuple[str, bytes], bytes], nodes: int) -> None:
-        own = told.get(self._own)
-        if own is None:
+    def _judge(self, log_id: LogId, told: dict[str, Digest], nodes: int) -> None:
+        own = told.get(self._name)
+        if own is None or own.identity != self._identity:
             return
-        with_us = [name for (name, _), checksum in told.items() if checksum == own]
-        if len(with_us) * 2 > nodes:
+        checksums = [digest.checksum for digest in told.values()]
+        if checksums.count(own.checksum) * 2 > nodes:
             if self.last_equal is None or log_id > self.last_equal:
                 self.last_equal = log_id
             return
-        others = [checksum for checksum in told.values() if checksum != own]
+        others = [checksum for checksum in checksums if checksum != own.checksum]
         strongest = max(map(others.count, others), default=0)
         nobody_can_win = bool(others) and len(told) >= nodes
         if strongest * 2 > nodes or nobody_can_win:
-            raise self._divergence(log_id, told, own)
+            raise self._divergence(log_id, told, own.checksum)
 
     def _divergence(
-        self, log_id: LogId, told: dict[tuple[str, bytes], bytes], own: bytes
+        self, log_id: LogId, told: dict[str, Digest], own: bytes
     ) -> StateDivergenceError:
-        name = self._own[0]
         others = ", ".join(
-            f"{node} {checksum.hex()[:12]}"
-            for (node, _), checksum in sorted(told.items())
-            if checksum != own
+            f"{node} {digest.checksum.hex()[:12]}"
+            for node, digest in sorted(told.items())
+            if digest.checksum != own
         )
         equal = f"last known to be equal at {self.last_equal}" if self.last_equal else "never equal"
         return StateDivergenceError(
-            f"the state of node {name!r} at {log_id} is not that of other nodes: its portable "
-            f"snapshot has checksum {own.hex()[:12]}, theirs are {others}; this is the first id "
+            f"the state of node {self._name!r} at {log_id} is not that of other nodes: its "
+            f"portable snapshot has checksum {own.hex()[:12]}, theirs are {others}; this is the first id "
             f"known to differ, {equal}; this node must not serve",
             log_id=log_id,
             last_equal=self.last_equal,
