@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import nats
+from dengine_sm_nats.connection import connect, patiently
 from dengine_sm_nats.frames import Commands, UnreadableMessageError, decode_frame
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.published import SnapshotBoard
+from dengine_sm_nats.reader import Reader
 from dengine_sm_nats.servers import LocalServers
 from nats_nodes import NodeProcess
 from proxy import Network
@@ -357,46 +358,36 @@ async def judge(cluster: Cluster, recorder: Recorder) -> dict[str, Any]:
 
 
 async def read_log(cluster: Cluster) -> tuple[int, int]:
-    """Count what the stream holds, without any code of the log but its codec.
+    """Count what the stream holds, from the older published snapshot on.
 
     Returns:
         How many messages are in it twice, and the index of the last command.
     """
-    client = await nats.connect(list(cluster.servers.urls))
+    options = NatsLogOptions(servers=list(cluster.servers.urls))
+    client = await connect(options, "judge")
     try:
         js = client.jetstream()
-        board = SnapshotBoard(js, NatsLogOptions(servers=list(cluster.servers.urls)))
+        board = SnapshotBoard(js, options)
         await board.open()
         published = await board.published()
-        state = (await js.stream_info(STREAM)).state
-        start = published[-1].position if published else None
-        index = start.index if start else 0
-        counted_from = start.sequence + 1 if start else 1
+        index, sequence = 0, 0
+        if published:
+            index, sequence = published[-1].position.index, published[-1].position.sequence
+        last = (await patiently(lambda: js.stream_info(STREAM), 30)).state.last_seq
         seen: Counter[tuple[bytes, int]] = Counter()
-        sequence = state.first_seq
-        assert sequence <= counted_from, (sequence, counted_from)
-        consumer = await js.pull_subscribe(
-            f"dengine.{STREAM}.log",
-            stream=STREAM,
-            config=nats.js.api.ConsumerConfig(
-                ack_policy=nats.js.api.AckPolicy.NONE, num_replicas=1, mem_storage=True
-            ),
-        )
-        while sequence <= state.last_seq:
-            for message in await consumer.fetch(1000, timeout=5):
-                assert message.metadata.sequence.stream == sequence
+        batches = Reader(client, js, STREAM, sequence + 1, 3.0).batches()
+        while sequence < last:
+            for message in await anext(batches):
+                sequence = message.sequence
                 try:
                     frame = decode_frame(message.data)
                 except UnreadableMessageError:
-                    count = 1
-                else:
-                    count = 0
-                    if isinstance(frame, Commands):
-                        seen[frame.sender, frame.number] += 1
-                        count = len(frame.payloads)
-                if sequence >= counted_from:
-                    index += count
-                sequence += 1
+                    index += 1
+                    continue
+                if isinstance(frame, Commands):
+                    seen[frame.sender, frame.number] += 1
+                    index += len(frame.payloads)
+        await batches.aclose()
         return sum(number - 1 for number in seen.values()), index
     finally:
         await client.close()

@@ -74,8 +74,8 @@ class StateComparison:
         equal = f"last known to be equal at {self.last_equal}" if self.last_equal else "never equal"
         return StateDivergenceError(
             f"the state of node {self._name!r} at {log_id} is not that of other nodes: its "
-            f"portable snapshot has checksum {own.hex()[:12]}, theirs are {others}; this is the first id "
-            f"known to differ, {equal}; this node must not serve",
+            f"portable snapshot has checksum {own.hex()[:12]}, theirs are {others}; this is the "
+            f"first id known to differ, {equal}; this node must not serve",
             log_id=log_id,
             last_equal=self.last_equal,
         )

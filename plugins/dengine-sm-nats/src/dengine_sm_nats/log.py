@@ -33,6 +33,7 @@ from dengine_sm import (
 from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
 from dengine_sm.log.contract import SnapshotMark
 from dengine_sm_nats.checks import refuse_lazy_servers
+from dengine_sm_nats.clock import StreamClock
 from dengine_sm_nats.connection import connect, server_errors
 from dengine_sm_nats.divergence import StateComparison
 from dengine_sm_nats.frames import (
@@ -54,7 +55,7 @@ from dengine_sm_nats.identity import (
     refuse_foreign_directory,
 )
 from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
-from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.options import LATEST_ARRIVAL_S, NatsLogOptions
 from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
@@ -109,6 +110,7 @@ class NatsLog:
         self._reader: Reader | None = None
         self._first_index = 1
         self._own_mark = 0
+        self._clock = StreamClock()
         self._is_behind = False
         self._snapshot_index = 0
 
@@ -236,7 +238,7 @@ class NatsLog:
                 "configuration); nothing was appended"
             )
         number = next(self._numbers)
-        frame = Commands(self._sender, number, payloads)
+        frame = Commands(self._sender, number, self._clock.now_ms(), payloads)
         return await self._send(frame, number, len(payloads))
 
     async def read_barrier(self) -> int:
@@ -370,6 +372,7 @@ class NatsLog:
     ) -> list[Sequence[Entry] | SnapshotMark]:
         items: list[Sequence[Entry] | SnapshotMark] = []
         entries: list[Entry] = []
+        self._clock.observe(batch[-1].timestamp_ms)
         for message in batch:
             frame = await self._frame_of(message, reader)
             before = self._position
@@ -378,6 +381,8 @@ class NatsLog:
             if isinstance(frame, Commands):
                 payloads = frame.payloads
             elif frame is None:
+                payloads = (UNREADABLE_COMMAND,)
+            if isinstance(frame, Commands) and self._refuse_late(frame, message):
                 payloads = (UNREADABLE_COMMAND,)
             index = before.index + len(payloads)
             counts = isinstance(frame, Mark) and frame.after == before.mark
@@ -407,6 +412,31 @@ class NatsLog:
         if entries:
             items.append(entries)
         return items
+
+    def _refuse_late(self, frame: Commands, message: Message) -> bool:
+        """Tell whether a message may be a second copy of one that the servers have forgotten.
+
+        Only from what is in the stream, so that all nodes say the same.
+        """
+        age_s = (message.timestamp_ms - frame.sent_ms) / 1000
+        if age_s <= LATEST_ARRIVAL_S:
+            return False
+        logger.warning(
+            "message %d of stream %r arrived %.0f s after it was sent: it counts as one rejected "
+            "command",
+            message.sequence,
+            self.options.stream,
+            age_s,
+        )
+        sent = self._sent.pop(frame.number, None) if frame.sender == self._sender else None
+        if sent is not None and not sent.read_back.done():
+            sent.read_back.set_exception(
+                CommitLogError(
+                    f"{sent.count} commands reached the log {age_s:.0f} s after they were sent, "
+                    f"expected at most {LATEST_ARRIVAL_S} s: they are rejected, nothing was applied"
+                )
+            )
+        return True
 
     async def _frame_of(self, message: Message, reader: Reader) -> Frame | None:
         """Return the message's frame; None counts as one entry that is rejected."""
