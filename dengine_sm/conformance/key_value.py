@@ -155,13 +155,14 @@ class KeyValueWorkload:
         return st.one_of(
             # As often as they are listed: most of a log should do something.
             puts.map(encode_command),
+            st.just(encode_command(OpenSession())),
+            in_session.map(encode_command),
             timed_puts.map(encode_command),
             deletes.map(encode_command),
             swaps.map(encode_command),
             swaps.map(encode_command),
             puts.map(encode_command),
-            st.just(encode_command(OpenSession())),
-            in_session.map(encode_command),
+            puts.map(encode_command),
             malformed | bad_ttls.map(encode_command) | st.just(b""),
         )
 
