@@ -85,6 +85,17 @@ class TestRules:
         assert [(APPLIED, (2).to_bytes(8, "big"))] == await apply(machine, OPEN)
         assert machine.len() == 1
 
+    async def test_values_stay_with_their_entries_behind_duplicates(self, machine):
+        log = entries_of([OPEN, None, OPEN, once(1, session_id=9)])
+        await machine.apply_chunk(log[:2])
+
+        results = await machine.apply_chunk(log)
+
+        opened = (3).to_bytes(8, "big")
+        assert [None, None, opened, SESSION_UNKNOWN] == [result.value for result in results]
+        assert list(results) == [results[position] for position in range(4)]
+        assert [Outcome.DUPLICATE] * 2 == [result.outcome for result in results[:2]]
+
     async def test_a_repetition_has_the_result_of_the_original(self, machine):
         swap = CompareAndSwap(b"a", None, b"1")
 
@@ -168,7 +179,7 @@ class TestRules:
             with pytest.raises(StorageError):
                 await apply(machine, OPEN)
 
-        assert machine._sessions == 0
+        assert machine._session_count == 0
         assert list(machine._store.scan_internal(b"s/", b"v")) == []
 
     async def test_reset_forgets_sessions(self, machine):
@@ -204,7 +215,7 @@ class TestEviction:
             results = await machine.apply_chunk(log[start : start + size])
 
         assert results[-1].outcome is APPLIED
-        assert machine._sessions == 3
+        assert machine._session_count == 3
         left = [row[-1] for row, _ in machine._store.scan_internal(b"s/", b"s0")]
         assert left == [8, 9, 10]
         assert len(list(machine._store.scan_internal(b"u/", b"u0"))) == 3

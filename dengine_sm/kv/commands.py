@@ -136,6 +136,9 @@ def decode_command(data: bytes) -> Command | None:
 
 
 def _from_fields(fields: Any) -> Command | None:
+    change = _change_from(fields)
+    if change is not None:
+        return change
     match fields:
         case [4]:
             return OpenSession()
@@ -144,7 +147,7 @@ def _from_fields(fields: Any) -> Command | None:
         ):
             change = _change_from(inner)
             return None if change is None else InSession(session_id, sequence, change)
-    return _change_from(fields)
+    return None
 
 
 def _change_from(fields: Any) -> Change | None:

@@ -135,12 +135,26 @@ class Execution:
         """Positions in the executed entries whose outcome is REJECTED."""
         self.values: dict[int, bytes] = {}
         """The values of results, by position in the executed entries."""
-        self.sessions = Sessions(store, self.batch, sessions, limits.max_sessions)
         self._store = store
         self._limits = limits
+        self._session_count = sessions
+        self._sessions: Sessions | None = None
         self._new_deadlines: list[tuple[int, bytes]] = []
         self._old_deadlines: Iterator[tuple[bytes, bytes]] | None = None
         self._old_next: tuple[int, bytes] | None = None
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions the state has."""
+        return self._session_count if self._sessions is None else self._sessions.count
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions; made when a command asks for them, which is seldom."""
+        if self._sessions is None:
+            most = self._limits.max_sessions
+            self._sessions = Sessions(self._store, self.batch, self._session_count, most)
+        return self._sessions
 
     def run(self, entries: Sequence[Entry]) -> None:
         """Execute entries in order."""
@@ -191,15 +205,13 @@ class Execution:
         except (ValueError, TypeError):
             return False
         match command:
+            case Put() | Delete() | CompareAndSwap():
+                return self._change(command)
             case OpenSession():
                 self.sessions.open(index)
                 self.values[position] = pack_session_id(index)
             case InSession():
                 return self._execute_once(command, position, index)
-            case None:
-                pass
-            case _:
-                return self._change(command)
         return True
 
     def _execute_once(self, command: InSession, position: int, index: int) -> bool:

@@ -95,7 +95,7 @@ class KeyValueStateMachine:
         self._clock_ms = 0
         self._timed_keys = 0
         self._next_deadline = 0
-        self._sessions = 0
+        self._session_count = 0
 
     # Life
 
@@ -162,7 +162,7 @@ class KeyValueStateMachine:
             ) from exc
         self._snapshot_saved = True
         self._next_deadline = first_deadline(store)
-        self._sessions = count_sessions(store)
+        self._session_count = count_sessions(store)
 
     # Reads
 
@@ -242,7 +242,9 @@ class KeyValueStateMachine:
                 lambda: self._commit(execution, entries[-1].log_id, terms)
             )
             rejected = {start + position for position in execution.rejected}
-            values = {start + position: value for position, value in execution.values.items()}
+            values = execution.values
+            if start and values:
+                values = {start + position: value for position, value in values.items()}
             return ChunkResults(chunk[0].index, len(chunk), start, rejected, values)
 
     def _new_execution(self) -> Execution:
@@ -252,7 +254,7 @@ class KeyValueStateMachine:
             clock_ms=self._clock_ms,
             timed_keys=self._timed_keys,
             next_deadline=self._next_deadline,
-            sessions=self._sessions,
+            sessions=self._session_count,
         )
 
     def _commit(self, execution: Execution, applied: LogId, terms: TermHistory | None) -> None:
@@ -269,7 +271,7 @@ class KeyValueStateMachine:
         self._clock_ms = execution.clock_ms
         self._timed_keys = execution.timed_keys
         self._next_deadline = execution.next_deadline
-        self._sessions = execution.sessions.count
+        self._session_count = execution.session_count
 
     def _require_sound(self) -> None:
         if self._poisoned is not None:

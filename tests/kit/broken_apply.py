@@ -34,7 +34,7 @@ class _WithExecution(SoundMemoryMachine):
             clock_ms=self._clock_ms,
             timed_keys=self._timed_keys,
             next_deadline=self._next_deadline,
-            sessions=self._sessions,
+            sessions=self._session_count,
         )
 
 

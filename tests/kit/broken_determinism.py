@@ -93,7 +93,7 @@ class _OldestSessions(Sessions):
 class _OldestExecution(Execution):
     def __init__(self, store, limits, *, sessions, **counts):
         super().__init__(store, limits, sessions=sessions, **counts)
-        self.sessions = _OldestSessions(store, self.batch, sessions, limits.max_sessions)
+        self._sessions = _OldestSessions(store, self.batch, sessions, limits.max_sessions)
 
 
 @breaks("DET-1", durability=TRANSIENT)
