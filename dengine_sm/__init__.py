@@ -26,6 +26,8 @@ from dengine_sm.errors import (
     PluginError,
     ProposalOutcomeUnknown,
     ServerError,
+    SessionBusyError,
+    SessionExpiredError,
     SnapshotCorruptionError,
     SnapshotError,
     SnapshotFormatError,
@@ -53,6 +55,7 @@ from dengine_sm.model import (
     SnapshotMetadata,
 )
 from dengine_sm.node import Node, NodeBuilder, NodeStatus
+from dengine_sm.session import Session, open_session
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -91,6 +94,9 @@ __all__ = [
     "ReadConsistency",
     "ScanResult",
     "ServerError",
+    "Session",
+    "SessionBusyError",
+    "SessionExpiredError",
     "SnapshotCorruptionError",
     "SnapshotError",
     "SnapshotFormatError",
@@ -113,4 +119,5 @@ __all__ = [
     "installed_backends",
     "load_config",
     "not_transient",
+    "open_session",
 ]

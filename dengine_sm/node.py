@@ -37,6 +37,7 @@ from dengine_sm.model import (
     SnapshotMetadata,
 )
 from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.session import Session, open_session
 from dengine_sm.snapshot import SnapshotStore
 from dengine_sm.validation import check_structure, violation
 
@@ -391,6 +392,10 @@ class Node:
             self._in_flight -= 1
             if self._slots:
                 self._free_slots()
+
+    async def open_session(self, *, timeout_s: float = 30.0) -> Session:
+        """Open a session, in which no command is executed twice; see `open_session`."""
+        return await open_session(self.propose, timeout_s=timeout_s)
 
     async def propose_many(self, commands: Sequence[bytes]) -> Sequence[ApplyResult]:
         """Commit commands in order and return their results.
