@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,7 +25,6 @@ from dengine_sm import (
     LogId,
     LogIdRange,
     NotRunningError,
-    ProposalOutcomeUnknown,
     SnapshotMetadata,
     StateDivergenceError,
 )
@@ -46,7 +44,6 @@ from dengine_sm_nats.frames import (
     Mark,
     UnreadableMessageError,
     decode_frame,
-    encode_frame,
 )
 from dengine_sm_nats.identity import (
     keep_alarm,
@@ -56,6 +53,7 @@ from dengine_sm_nats.identity import (
 )
 from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
 from dengine_sm_nats.options import LATEST_ARRIVAL_S, NatsLogOptions
+from dengine_sm_nats.outbox import Outbox
 from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
@@ -74,14 +72,37 @@ _FETCH_PAUSE_S = 0.5
 logger = logging.getLogger("dengine_sm_nats")
 
 
-@attrs.define(eq=False)
-class _Sent:
-    """A message that was not read back yet."""
+@attrs.define
+class _Items:
+    """What messages come to: entries, cut where a snapshot is to be taken."""
 
-    read_back: asyncio.Future[LogIdRange]
-    count: int
-    sequence: int | None = None
-    """In the stream, once the servers have told."""
+    term: int
+    first_index: int
+    """Of the first entry that is wanted; what is before it was applied earlier."""
+    _items: list[Sequence[Entry] | SnapshotMark] = attrs.field(factory=list)
+    _entries: list[Entry] = attrs.field(factory=list)
+
+    def add(self, first_index: int, timestamp_ms: int, payloads: Sequence[bytes]) -> None:
+        """Add the entries of one message."""
+        applied = self.first_index - first_index
+        if applied > 0:
+            payloads, first_index = payloads[applied:], self.first_index
+        self._entries += map(
+            Entry, count(first_index), repeat(self.term), repeat(timestamp_ms), payloads
+        )
+
+    def mark(self, index: int) -> None:
+        """Add a mark behind an index."""
+        if index >= self.first_index - 1:
+            self.take()
+            self._items.append(SnapshotMark(index))
+
+    def take(self) -> list[Sequence[Entry] | SnapshotMark]:
+        """Return what came together, in order."""
+        if self._entries:
+            self._items.append(self._entries)
+            self._entries = []
+        return self._items
 
 
 class NatsLog:
@@ -103,9 +124,6 @@ class NatsLog:
         self._is_open = False
         self._following = False
         self._sender = b""
-        self._numbers = itertools.count(1)
-        self._sent: dict[int, _Sent] = {}
-        self._sending: set[asyncio.Task[None]] = set()
         self._position = Position(0, 0, 0)
         self._reader: Reader | None = None
         self._first_index = 1
@@ -157,13 +175,14 @@ class NatsLog:
         self._take_up_counting()
         self._sender = secrets.token_bytes(8)
         self._comparison = StateComparison(self.name, self._identity)
-        self._publisher = Publisher(
+        publisher = Publisher(
             self._client,
             subject_of(self.options.stream),
             attempt_s=self.options.publish_timeout_s,
             outcome_s=self.options.outcome_timeout_s,
         )
-        await self._publisher.open()
+        await publisher.open()
+        self._outbox = Outbox(self._sender, publisher, self._on_stored)
         self._neighbours = Neighbours(self._client, self.options.stream, self._describe_self)
         await self._neighbours.join()
 
@@ -199,10 +218,7 @@ class NatsLog:
             return
         self._is_open = False
         await self._neighbours.leave()
-        self._publisher.close()
-        if self._sending:
-            await asyncio.wait(self._sending)
-        self._fail_sent("the commit log was closed")
+        await self._outbox.close()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
@@ -237,72 +253,27 @@ class NatsLog:
                 f"messages of at most {self._client.max_payload} bytes (max_payload in their "
                 "configuration); nothing was appended"
             )
-        number = next(self._numbers)
-        frame = Commands(self._sender, number, self._clock.now_ms(), payloads)
-        return await self._send(frame, number, len(payloads))
+        sent_ms = self._clock.now_ms()
+        return await self._outbox.send(
+            lambda number: Commands(self._sender, number, sent_ms, payloads), len(payloads)
+        )
 
     async def read_barrier(self) -> int:
         """Publish a message without commands; return the index that was reached with it."""
         self._require_open()
-        number = next(self._numbers)
-        return (await self._send(Barrier(self._sender, number), number, 0)).last_index
+        ids = await self._outbox.send(lambda number: Barrier(self._sender, number))
+        return ids.last_index
 
     async def request_snapshot(self) -> None:
         """Publish a mark."""
         self._require_open()
-        number = next(self._numbers)
-        await self._send(Mark(self._sender, number, self._position.mark), number, 0)
+        await self._outbox.send(
+            lambda number: Mark(self._sender, number, after=self._position.mark)
+        )
 
-    async def _send(self, frame: Frame, number: int, count: int) -> LogIdRange:
-        read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
-        self._sent[number] = _Sent(read_back, count)
-        task = asyncio.create_task(self._publish(encode_frame(frame), number))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
-        return await asyncio.shield(read_back)
-
-    async def _publish(self, message: bytes, number: int) -> None:
-        sent = self._sent[number]
-        # A caller that was cancelled leaves nobody to look at the error.
-        sent.read_back.add_done_callback(_look_at_error)
-        try:
-            sequence = await self._publisher.publish(message, f"{self._sender.hex()}:{number}")
-        except CommitLogError as exc:
-            if not sent.read_back.done():
-                sent.read_back.set_exception(exc)
-            self._sent.pop(number, None)
-            return
-        sent.sequence = sequence
+    def _on_stored(self, sequence: int) -> None:
         if self._reader is not None:
             self._reader.expect(sequence)
-        if sequence <= self._position.sequence:
-            self._fail_if_skipped(number, sent)
-
-    def _fail_if_skipped(self, number: int, sent: _Sent) -> None:
-        """Fail what was committed, but is behind the place where reading went on."""
-        self._sent.pop(number, None)
-        if not sent.read_back.done():
-            sent.read_back.set_exception(
-                ProposalOutcomeUnknown(
-                    f"{sent.count} commands are committed as message {sent.sequence}, but this "
-                    "node installed a snapshot over it and does not know their results"
-                )
-            )
-
-    def _fail_sent(self, why: str) -> None:
-        sent, self._sent = self._sent, {}
-        for one in sent.values():
-            if not one.read_back.done():
-                one.read_back.set_exception(
-                    ProposalOutcomeUnknown(
-                        f"{why} before {one.count} commands were read back; they may be committed"
-                    )
-                )
-
-    def _came_back(self, number: int, first_index: int, length: int) -> None:
-        sent = self._sent.pop(number, None)
-        if sent is not None and not sent.read_back.done():
-            sent.read_back.set_result(LogIdRange(self._stream.term, first_index, length))
 
     # Reading
 
@@ -326,7 +297,8 @@ class NatsLog:
                 expected_index=first_index,
                 observed_index=self._first_index,
             )
-        self._go_on_from(start)
+        self._position = start
+        self._outbox.pass_over(start.sequence)
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -334,8 +306,7 @@ class NatsLog:
             start.sequence + 1,
             self.options.silence_s,
         )
-        for sent in self._sent.values():
-            reader.expect(sent.sequence or 0)
+        reader.expect(self._outbox.stored)
         batches = reader.batches()
         try:
             async for batch in batches:
@@ -347,17 +318,11 @@ class NatsLog:
             self._is_behind = True
             raise
         except BaseException as exc:
-            self._fail_sent(f"reading the log ended ({exc!r})")
+            self._outbox.fail_all(f"reading the log ended ({exc!r})")
             raise
         finally:
             self._reader = None
             await batches.aclose()
-
-    def _go_on_from(self, position: Position) -> None:
-        self._position = position
-        for number, sent in list(self._sent.items()):
-            if sent.sequence is not None and sent.sequence <= position.sequence:
-                self._fail_if_skipped(number, sent)
 
     def _refuse_conflict(self) -> None:
         other = self._neighbours.conflict
@@ -370,48 +335,51 @@ class NatsLog:
     async def _read(
         self, batch: Sequence[Message], reader: Reader, first_index: int
     ) -> list[Sequence[Entry] | SnapshotMark]:
-        items: list[Sequence[Entry] | SnapshotMark] = []
-        entries: list[Entry] = []
         self._clock.observe(batch[-1].timestamp_ms)
+        items = _Items(self._stream.term, first_index)
         for message in batch:
             frame = await self._frame_of(message, reader)
-            before = self._position
-            timestamp_ms = max(before.timestamp_ms, message.timestamp_ms)
-            payloads: Sequence[bytes] = ()
-            if isinstance(frame, Commands):
-                payloads = frame.payloads
-            elif frame is None:
-                payloads = (UNREADABLE_COMMAND,)
-            if isinstance(frame, Commands) and self._refuse_late(frame, message):
-                payloads = (UNREADABLE_COMMAND,)
-            index = before.index + len(payloads)
-            counts = isinstance(frame, Mark) and frame.after == before.mark
-            mark = message.sequence if counts else before.mark
-            self._position = Position(message.sequence, index, timestamp_ms, mark)
-            if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
-                self._refuse_short_log(frame, index, first_index)
-                self._came_back(frame.number, before.index + 1, len(payloads))
-            if payloads:
-                new = _entries(before.index + 1, self._stream.term, timestamp_ms, payloads)
-                if before.index + 1 < first_index:
-                    new = new[first_index - before.index - 1 :]
-                entries += new
-            elif isinstance(frame, Mark) and counts and index >= first_index - 1:
-                if entries:
-                    items.append(entries)
-                    entries = []
-                items.append(SnapshotMark(index))
-                self._counted.add(self._position)
-                if frame.sender == self._sender:
-                    self._own_mark = index
-            elif isinstance(frame, Digest):
+            self._count(message, frame, items)
+            if isinstance(frame, Digest):
                 await self._compare(frame)
             if message.sequence % _SAVE_EVERY == 0:
                 self._counted.add(self._position)
                 await self._save_positions()
-        if entries:
-            items.append(entries)
-        return items
+        return items.take()
+
+    def _count(self, message: Message, frame: Frame | None, items: _Items) -> None:
+        """Move on by one message."""
+        before = self._position
+        late = isinstance(frame, Commands) and self._refuse_late(frame, message)
+        payloads: Sequence[bytes] = ()
+        if frame is None or late:
+            payloads = (UNREADABLE_COMMAND,)
+        elif isinstance(frame, Commands):
+            payloads = frame.payloads
+        marks = isinstance(frame, Mark) and frame.after == before.mark
+        now = self._position = Position(
+            message.sequence,
+            before.index + len(payloads),
+            max(before.timestamp_ms, message.timestamp_ms),
+            message.sequence if marks else before.mark,
+        )
+        self._outbox.passed(message.sequence)
+        if payloads and now.index >= items.first_index:
+            items.add(before.index + 1, now.timestamp_ms, payloads)
+        if isinstance(frame, Mark) and marks:
+            items.mark(now.index)
+            self._note_mark(frame)
+        if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
+            if not payloads:
+                self._refuse_short_log(now.index, items.first_index)
+            ids = LogIdRange(self._stream.term, before.index + 1, len(payloads))
+            self._outbox.came_back(frame.number, ids)
+
+    def _note_mark(self, mark: Mark) -> None:
+        # A snapshot is published with its position.
+        self._counted.add(self._position)
+        if mark.sender == self._sender:
+            self._own_mark = self._position.index
 
     def _refuse_late(self, frame: Commands, message: Message) -> bool:
         """Tell whether a message may be a second copy of one that the servers have forgotten.
@@ -428,13 +396,14 @@ class NatsLog:
             self.options.stream,
             age_s,
         )
-        sent = self._sent.pop(frame.number, None) if frame.sender == self._sender else None
-        if sent is not None and not sent.read_back.done():
-            sent.read_back.set_exception(
+        if frame.sender == self._sender:
+            self._outbox.refused(
+                frame.number,
                 CommitLogError(
-                    f"{sent.count} commands reached the log {age_s:.0f} s after they were sent, "
-                    f"expected at most {LATEST_ARRIVAL_S} s: they are rejected, nothing was applied"
-                )
+                    f"{len(frame.payloads)} commands reached the log {age_s:.0f} s after they were "
+                    f"sent, expected at most {LATEST_ARRIVAL_S} s: they are rejected, nothing was "
+                    "applied"
+                ),
             )
         return True
 
@@ -466,12 +435,12 @@ class NatsLog:
         )
         return None
 
-    def _refuse_short_log(self, frame: Frame, index: int, first_index: int) -> None:
+    def _refuse_short_log(self, index: int, first_index: int) -> None:
         """Refuse to go on when the log has ended below what this node has applied.
 
         A message of this start lies behind all that was committed before it.
         """
-        if index < first_index - 1 and not isinstance(frame, Commands):
+        if index < first_index - 1:
             raise CommitLogError(
                 f"the state machine is at index {first_index - 1}, but stream "
                 f"{self.options.stream!r} ends at {index}: it has lost what was acknowledged, or "
@@ -540,8 +509,7 @@ class NatsLog:
         digest = Digest(
             self.name, self._identity, last.term, last.index, metadata.format, metadata.checksum
         )
-        number = next(self._numbers)
-        await self._publisher.publish(encode_frame(digest), f"{self._sender.hex()}:{number}")
+        await self._outbox.store(lambda _: digest)
         before, self._snapshot_index = self._snapshot_index, last.index
         if position is None:
             return
@@ -620,14 +588,3 @@ class NatsLog:
                 for node, ago_s in sorted(nodes.items(), key=lambda item: item[0].name)
             ],
         }
-
-
-def _entries(
-    first_index: int, term: int, timestamp_ms: int, payloads: Sequence[bytes]
-) -> list[Entry]:
-    return list(map(Entry, count(first_index), repeat(term), repeat(timestamp_ms), payloads))
-
-
-def _look_at_error(future: asyncio.Future[LogIdRange]) -> None:
-    if not future.cancelled():
-        future.exception()
