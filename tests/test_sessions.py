@@ -94,7 +94,7 @@ class TestRules:
         opened = (3).to_bytes(8, "big")
         assert [None, None, opened, SESSION_UNKNOWN] == [result.value for result in results]
         assert list(results) == [results[position] for position in range(4)]
-        assert [Outcome.DUPLICATE] * 2 == [result.outcome for result in results[:2]]
+        assert [result.outcome for result in results[:2]] == [Outcome.DUPLICATE] * 2
 
     async def test_a_repetition_has_the_result_of_the_original(self, machine):
         swap = CompareAndSwap(b"a", None, b"1")
