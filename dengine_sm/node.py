@@ -298,12 +298,14 @@ class Node:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._appends, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         try:
+            # Before the appends have ended: nobody reads back any more what they wait for.
             await self._log.close()
         finally:
             try:
+                await asyncio.gather(*self._appends, return_exceptions=True)
                 await asyncio.to_thread(self._machine.stop)
             finally:
                 self._reject_waiting()

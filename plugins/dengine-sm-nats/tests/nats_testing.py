@@ -37,6 +37,8 @@ def log_options(
         "stream": stream,
         "node": node,
         "replicas": servers.count,
+        # Servers put it aside for each stream at once.
+        "max_bytes": 64 << 20,
         **changes,
     }
 

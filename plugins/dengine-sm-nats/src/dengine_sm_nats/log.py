@@ -217,6 +217,8 @@ class NatsLog:
         if not self._is_open:
             return
         self._is_open = False
+        if self._reader is not None:
+            self._reader.close()
         await self._neighbours.leave()
         await self._outbox.close()
         with contextlib.suppress(Exception):
@@ -317,11 +319,13 @@ class NatsLog:
             # A snapshot may help, and what is behind it comes back then.
             self._is_behind = True
             raise
-        except BaseException as exc:
+        except Exception as exc:
             self._outbox.fail_all(f"reading the log ended ({exc!r})")
             raise
         finally:
-            self._reader = None
+            # One that was only forgotten may end after the next one has begun.
+            if self._reader is reader:
+                self._reader = None
             await batches.aclose()
 
     def _refuse_conflict(self) -> None:

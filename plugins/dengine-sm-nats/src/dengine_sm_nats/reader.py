@@ -88,6 +88,8 @@ class Reader:
         self._delivered = 0
         self._expected = 0
         self._holes = 0
+        self._closed = False
+        self._waiting_since_s: float | None = None
         self.restarts = 0
         """Consumers made after the first."""
 
@@ -95,20 +97,36 @@ class Reader:
         """Say that a message is known to be in the stream, so that its absence is noticed."""
         self._expected = max(self._expected, sequence)
 
+    def close(self) -> None:
+        """End the reading."""
+        self._closed = True
+        self._wake.set()
+
+    @property
+    def waiting_s(self) -> float:
+        """For how long somebody has waited for the next message; 0 while nobody does."""
+        if self._waiting_since_s is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._waiting_since_s
+
     async def batches(self) -> AsyncGenerator[Sequence[Message]]:
-        """Yield messages as they come, in order and without a gap, without end.
+        """Yield messages as they come, in order and without a gap, until it is closed.
 
         Raises:
             LogGapError: the next message was purged, or no server has it.
         """
+        loop = asyncio.get_running_loop()
+        self._waiting_since_s = loop.time()
         try:
-            while True:
+            while not self._closed:
                 await self._begin()
                 try:
-                    while True:
+                    while not self._closed:
                         await self._wait()
                         if batch := await self._take():
+                            self._waiting_since_s = None
                             yield batch
+                            self._waiting_since_s = loop.time()
                 except _RestartError as exc:
                     self.restarts += 1
                     logger.warning(
@@ -123,7 +141,7 @@ class Reader:
     # The consumer's life
 
     async def _begin(self) -> None:
-        while True:
+        while not self._closed:
             await self._end()
             try:
                 await self._create()
@@ -193,12 +211,12 @@ class Reader:
     async def _wait(self) -> None:
         """Wait until something arrived, or raise when this consumer says nothing more."""
         loop = asyncio.get_running_loop()
-        while not self._arrived:
+        while not self._arrived and not self._closed:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._silence_s):
                     await self._wake.wait()
-            if self._arrived:
+            if self._arrived or self._closed:
                 return
             now_s = loop.time()
             if now_s - self._heard_s >= self._silence_s:
