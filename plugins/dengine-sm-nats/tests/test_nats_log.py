@@ -137,7 +137,7 @@ FOREIGN = {
     "another program's": b"hello",
     "empty": b"",
     "looks like ours": MAGIC + b"\0\0\0\0garbage",
-    "damaged": encode_frame(Commands(b"12345678", 1, [b"a", b"b", b"c"]))[:-1] + b"x",
+    "damaged": encode_frame(Commands(b"12345678", 1, 0, [b"a", b"b", b"c"]))[:-1] + b"x",
 }
 
 
