@@ -74,6 +74,8 @@ class Cluster:
     nodes: list[NodeProcess] = attrs.field(init=False)
 
     async def start(self) -> None:
+        # Of keys that an earlier storm wrote, the checker would know nothing.
+        assert not self.directory.exists() or not list(self.directory.iterdir()), self.directory
         self.servers = LocalServers(self.directory / "servers", 3)
         self.network = Network(self.servers)
         urls = [f"nats://127.0.0.1:{port}" for port in self.network.clients]
