@@ -28,6 +28,7 @@ from dengine_sm.snapshot import (
     SnapshotPolicy,
     SnapshotProgress,
     SnapshotStore,
+    read_archive_header,
 )
 
 logger = logging.getLogger("dengine_sm.handler")
@@ -104,6 +105,9 @@ class StateMachineHandler:
                 expected_index=self._applied.index + 1,
                 observed_index=first,
             )
+        if self._log.is_shared and self._applied != LogId.ZERO:
+            # It may be another stream by now: then this is no state of it.
+            await self._log.advance_to(self._applied)
         last = self._log.last_log_id()
         # A shared log finds out while it is followed: what it has read so far is no end.
         if self._applied.index > last.index and not self._log.is_shared:
@@ -344,8 +348,12 @@ class StateMachineHandler:
 
         Raises:
             SnapshotError: damaged, unknown or stale; nothing changed.
+            CommitLogError: it is not of the shared log that the node follows; nothing changed.
             StorageError: the disk refused; nothing changed.
         """
+        if self._log.is_shared:
+            header = await asyncio.to_thread(read_archive_header, archive)
+            await self._log.advance_to(header.metadata.last_included)
         published = await asyncio.to_thread(self.snapshots.adopt, archive)
         await self._install(published)
         await self._log.advance_to(self._applied)

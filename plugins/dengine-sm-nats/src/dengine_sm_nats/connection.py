@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import nats
@@ -62,8 +62,7 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
         settings["user_credentials"] = str(options.credentials)
     client = Client()
     try:
-        async with asyncio.timeout(options.connect_timeout_s):
-            await client.connect(**settings)
+        await _within(client.connect(**settings), options.connect_timeout_s)
     except (TimeoutError, OSError, nats.errors.Error) as exc:
         with contextlib.suppress(Exception):
             await client.close()
@@ -98,6 +97,25 @@ def _tls(options: NatsLogOptions) -> ssl.SSLContext | None:
             f"cannot be used: {exc}; nothing was changed"
         ) from exc
     return context
+
+
+async def _within(work: Coroutine[object, object, None], timeout_s: float) -> None:
+    """Do something that may swallow its cancellation, as the client library's `connect` does.
+
+    Raises:
+        TimeoutError: it was not done in time, and is ended.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task,), timeout=timeout_s)
+    finally:
+        is_late = not task.done()
+        while not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=_RETRY_PAUSE_S)
+    if is_late and task.cancelled():
+        raise TimeoutError(f"no answer within {timeout_s} s")
+    task.result()
 
 
 async def patiently(work: Callable[[], Awaitable[Value]], timeout_s: float) -> Value:

@@ -27,8 +27,8 @@ MAGIC = b"DSML"
 VERSION = 1
 OVERHEAD_BYTES = 128
 """Room for everything in a message of one command beside the command."""
-PER_COMMAND_BYTES = 9
-"""Most bytes that the encoding adds to a command."""
+PER_COMMAND_BYTES = 5
+"""Most bytes that the encoding adds to a command, which is shorter than 4 GiB."""
 
 _CHECKSUM = struct.Struct(">I")
 _BODY_AT = len(MAGIC) + _CHECKSUM.size
@@ -94,6 +94,12 @@ class UnreadableMessageError(Exception):
     def __init__(self, why: str, *, is_ours: bool) -> None:
         super().__init__(why)
         self.is_ours = is_ours
+
+
+def added_bytes(payloads: Sequence[bytes]) -> int:
+    """Return how many bytes the encoding adds to commands (RFC 8949 §3)."""
+    sizes = map(len, payloads)
+    return sum(1 if n < 24 else 2 if n < 1 << 8 else 3 if n < 1 << 16 else 5 for n in sizes)
 
 
 def encode_frame(frame: Frame) -> bytes:

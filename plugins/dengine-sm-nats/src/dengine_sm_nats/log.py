@@ -43,6 +43,7 @@ from dengine_sm_nats.frames import (
     Frame,
     Mark,
     UnreadableMessageError,
+    added_bytes,
     decode_frame,
 )
 from dengine_sm_nats.identity import (
@@ -129,6 +130,7 @@ class NatsLog:
         self._first_index = 1
         self._own_mark = 0
         self._clock = StreamClock()
+        self._saving = asyncio.Lock()
         self._is_behind = False
         self._snapshot_index = 0
 
@@ -166,13 +168,15 @@ class NatsLog:
 
     async def _open_stream(self) -> None:
         self._js: JetStreamContext = self._client.jetstream()
-        self.max_append_bytes = self._client.max_payload - OVERHEAD_BYTES
+        # The encoding of a short command takes as much again as the command.
+        self.max_append_bytes = (self._client.max_payload - OVERHEAD_BYTES) // 2
         if self.options.sync == "verified":
             await refuse_lazy_servers(self.options)
         self._stream = await open_stream(self._js, self.options)
-        self._board = SnapshotBoard(self._js, self.options)
+        self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
         self._take_up_counting()
+        await self._learn_published()
         self._sender = secrets.token_bytes(8)
         self._comparison = StateComparison(self.name, self._identity)
         publisher = Publisher(
@@ -182,14 +186,22 @@ class NatsLog:
             outcome_s=self.options.outcome_timeout_s,
         )
         await publisher.open()
-        self._outbox = Outbox(self._sender, publisher, self._on_stored)
+        self._outbox = Outbox(
+            self._sender,
+            self._stream.term,
+            publisher,
+            held=self._counted.newest.sequence,
+            on_stored=self._on_stored,
+            silence_s=lambda: self._reader.waiting_s if self._reader else 0.0,
+            patience_s=self.options.outcome_timeout_s,
+        )
         self._neighbours = Neighbours(self._client, self.options.stream, self._describe_self)
         await self._neighbours.join()
 
     def _take_up_counting(self) -> None:
         stream = self._stream
         if self._positions is None:
-            start = Position(0, stream.base_index, 0)
+            start = Position(0, stream.base_index, stream.base_timestamp_ms)
             self._positions = Positions(stream.stream_id, [start])
         elif self._positions.stream_id != stream.stream_id:
             raise CommitLogError(
@@ -199,7 +211,12 @@ class NatsLog:
                 "remove the node's data directory to have it join the new one; nothing was changed"
             )
         self._position = self._positions.newest
-        self._note_first(stream.first_sequence)
+
+    async def _learn_published(self) -> None:
+        """Learn from where the published snapshots let a node count on, with or without them."""
+        for one in await self._board.published():
+            self._counted.add(one.position)
+        self._note_first(self._stream.first_sequence)
 
     def _note_first(self, first_sequence: int) -> None:
         """Learn where the stream begins."""
@@ -231,8 +248,13 @@ class NatsLog:
             self._lock.release()
 
     async def _save_positions(self) -> None:
-        packed = self._counted.pack()
-        await asyncio.to_thread(write_checked_file, self.directory / POSITIONS, packed)
+        # A thread goes on when who waits for it is cancelled; two must not write at once.
+        await asyncio.shield(self._save_in_turn())
+
+    async def _save_in_turn(self) -> None:
+        async with self._saving:
+            packed = self._counted.pack()
+            await asyncio.to_thread(write_checked_file, self.directory / POSITIONS, packed)
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -247,18 +269,22 @@ class NatsLog:
         self._require_open()
         if not payloads:
             raise ValueError("append: expected at least one payload")
-        size_bytes = sum(map(len, payloads))
-        framed_bytes = size_bytes + PER_COMMAND_BYTES * len(payloads)
-        if framed_bytes > self._client.max_payload - OVERHEAD_BYTES:
-            raise CommitLogError(
-                f"append of {len(payloads)} commands, {size_bytes} bytes: the servers take "
-                f"messages of at most {self._client.max_payload} bytes (max_payload in their "
-                "configuration); nothing was appended"
-            )
+        self._refuse_too_large(payloads)
         sent_ms = self._clock.now_ms()
         return await self._outbox.send(
             lambda number: Commands(self._sender, number, sent_ms, payloads), len(payloads)
         )
+
+    def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
+        size_bytes, limit = sum(map(len, payloads)), self._client.max_payload
+        room_bytes = limit - OVERHEAD_BYTES - size_bytes
+        # The exact sum only when it matters.
+        if PER_COMMAND_BYTES * len(payloads) > room_bytes and added_bytes(payloads) > room_bytes:
+            raise CommitLogError(
+                f"append of {len(payloads)} commands, {size_bytes} bytes: the servers take "
+                f"messages of at most {limit} bytes with what goes around the commands "
+                "(max_payload in their configuration); nothing was appended"
+            )
 
     async def read_barrier(self) -> int:
         """Publish a message without commands; return the index that was reached with it."""
@@ -300,7 +326,7 @@ class NatsLog:
                 observed_index=self._first_index,
             )
         self._position = start
-        self._outbox.pass_over(start.sequence)
+        self._outbox.pass_over(start)
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -367,7 +393,7 @@ class NatsLog:
             max(before.timestamp_ms, message.timestamp_ms),
             message.sequence if marks else before.mark,
         )
-        self._outbox.passed(message.sequence)
+        self._outbox.passed(now)
         if payloads and now.index >= items.first_index:
             items.add(before.index + 1, now.timestamp_ms, payloads)
         if isinstance(frame, Mark) and marks:
@@ -417,19 +443,18 @@ class NatsLog:
             return decode_frame(message.data)
         except UnreadableMessageError as exc:
             why = exc
-        if why.is_ours:
-            # It was sound when it was published: one replica may have it damaged.
-            async for copy in reader.other_copies(message.sequence):
-                with contextlib.suppress(UnreadableMessageError):
-                    frame = decode_frame(copy)
-                    logger.error(
-                        "message %d of stream %r is damaged on one server: %s; see "
-                        "'dengine-sm cluster check'",
-                        message.sequence,
-                        self.options.stream,
-                        why,
-                    )
-                    return frame
+        # It may have been sound when it was published, and be damaged on one replica.
+        async for copy in reader.other_copies(message.sequence):
+            with contextlib.suppress(UnreadableMessageError):
+                frame = decode_frame(copy)
+                logger.error(
+                    "message %d of stream %r is damaged on one server: %s; see "
+                    "'dengine-sm cluster check'",
+                    message.sequence,
+                    self.options.stream,
+                    why,
+                )
+                return frame
         logger.warning(
             "message %d of stream %r is none of dengine-sm's (%s): it counts as one rejected "
             "command",
@@ -489,6 +514,8 @@ class NatsLog:
         if before is None or not before.sequence:
             return
         sequence = min(before.sequence, limit) + 1
+        if sequence == 1:
+            return
         with server_errors("purge the stream", "nothing was dropped"):
             await self._js.purge_stream(self.options.stream, seq=sequence)
         self._counted.forget_before(sequence)
@@ -498,8 +525,10 @@ class NatsLog:
     async def advance_to(self, log_id: LogId) -> None:
         """Refuse a snapshot that this node cannot place in the stream; else do nothing."""
         self._require_open()
-        start = self._counted.at_or_before_index(log_id.index)
-        if start is None or log_id.term != self._stream.term:
+        start, stream = self._counted.at_or_before_index(log_id.index), self._stream
+        is_ours = log_id.term == stream.term
+        is_seed = log_id.term < stream.term and log_id.index == stream.base_index
+        if start is None or not (is_ours or is_seed):
             raise CommitLogError(
                 f"{log_id} is not a place in stream {self.options.stream!r} that this node knows; "
                 "a state from elsewhere begins a stream of its own: see 'dengine-sm cluster seed'"

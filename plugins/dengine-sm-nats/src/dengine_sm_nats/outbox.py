@@ -14,7 +14,8 @@ from collections.abc import Callable
 import attrs
 
 from dengine_sm import CommitLogError, LogIdRange, ProposalOutcomeUnknown
-from dengine_sm_nats.frames import Frame, encode_frame
+from dengine_sm_nats.frames import Barrier, Frame, encode_frame
+from dengine_sm_nats.positions import Position
 from dengine_sm_nats.publisher import Publisher
 
 
@@ -25,6 +26,7 @@ class _Sent:
     read_back: asyncio.Future[LogIdRange]
     length: int
     """Number of commands in it."""
+    is_barrier: bool
     sequence: int | None = None
     """In the stream, once the servers have told."""
 
@@ -40,20 +42,37 @@ class Outbox:
 
     Args:
         sender: drawn for this start.
+        term: of the stream.
         publisher: open.
+        held: a sequence that the stream has held before.
         on_stored: told the sequence of every message that the servers have.
+        silence_s: returns for how long nothing has been delivered to a reader that waits.
+        patience_s: such a silence after which nothing is waited for.
     """
 
     def __init__(
-        self, sender: bytes, publisher: Publisher, on_stored: Callable[[int], None]
+        self,
+        sender: bytes,
+        term: int,
+        publisher: Publisher,
+        *,
+        held: int,
+        on_stored: Callable[[int], None],
+        silence_s: Callable[[], float],
+        patience_s: float,
     ) -> None:
         self.sender = sender
+        self._term = term
         self._publisher = publisher
+        self._held = held
         self._on_stored = on_stored
+        self._silence_s = silence_s
+        self._patience_s = patience_s
+        self._check: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
         self._sent: dict[int, _Sent] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._read_to = 0
+        self._passed = Position(0, 0, 0)
 
     async def send(self, make: Callable[[int], Frame], length: int = 0) -> LogIdRange:
         """Send a message; return once it was read back.
@@ -71,8 +90,10 @@ class Outbox:
             ProposalOutcomeUnknown: it may or may not be.
         """
         number = next(self._numbers)
-        message = encode_frame(make(number))
-        sent = _Sent(asyncio.get_running_loop().create_future(), length)
+        frame = make(number)
+        message = encode_frame(frame)
+        read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
+        sent = _Sent(read_back, length, isinstance(frame, Barrier))
         self._sent[number] = sent
         task = asyncio.create_task(self._publish(message, number, sent))
         self._sending.add(task)
@@ -98,9 +119,13 @@ class Outbox:
             sent.fail(exc)
             self._sent.pop(number, None)
             return
+        if sent.sequence <= self._held:
+            self._fail_lost(number, sent)
+            return
         self._on_stored(sent.sequence)
-        if sent.sequence <= self._read_to:
-            self._fail_passed(number, sent)
+        if sent.sequence <= self._passed.sequence:
+            self._end_passed(number, sent)
+        self._check_silence_later()
 
     @property
     def stored(self) -> int:
@@ -119,25 +144,66 @@ class Outbox:
         if sent is not None:
             sent.fail(error)
 
-    def passed(self, sequence: int) -> None:
-        """Note that everything up to a sequence was read, or is in an installed snapshot."""
-        self._read_to = sequence
+    def passed(self, position: Position) -> None:
+        """Note that everything up to a position was read."""
+        self._passed = position
 
-    def pass_over(self, sequence: int) -> None:
-        """Fail what is in the part of the log that a snapshot was installed over."""
-        self._read_to = sequence
+    def pass_over(self, position: Position) -> None:
+        """End what lies before a position from which reading goes on.
+
+        An installed snapshot may hold it.
+        """
+        self._passed = position
         for number, sent in list(self._sent.items()):
-            if sent.sequence is not None and sent.sequence <= sequence:
-                self._fail_passed(number, sent)
+            if sent.sequence is not None and sent.sequence <= position.sequence:
+                self._end_passed(number, sent)
 
-    def _fail_passed(self, number: int, sent: _Sent) -> None:
+    def _end_passed(self, number: int, sent: _Sent) -> None:
+        self._sent.pop(number, None)
+        if not sent.is_barrier:
+            sent.fail(
+                ProposalOutcomeUnknown(
+                    f"{sent.length} commands are committed as message {sent.sequence}, but this "
+                    "node installed a snapshot over it and does not know their results"
+                )
+            )
+        elif not sent.read_back.done():
+            # The snapshot holds everything that was committed before it.
+            sent.read_back.set_result(LogIdRange(self._term, self._passed.index + 1, 0))
+
+    def _fail_lost(self, number: int, sent: _Sent) -> None:
         self._sent.pop(number, None)
         sent.fail(
-            ProposalOutcomeUnknown(
-                f"{sent.length} commands are committed as message {sent.sequence}, but this node "
-                "installed a snapshot over it and does not know their results"
+            CommitLogError(
+                f"the stream stores a new message as {sent.sequence}, but held message "
+                f"{self._held} before: it has lost what was acknowledged, such as by an older copy "
+                "of the servers' stores; expected a stream that only grows; this node must not go "
+                "on with it"
             )
         )
+
+    def _check_silence_later(self) -> None:
+        if self._check is None:
+            loop = asyncio.get_running_loop()
+            self._check = loop.call_later(self._patience_s, self._check_silence)
+
+    def _check_silence(self) -> None:
+        """Fail what is committed when nothing comes from the servers to be read back."""
+        self._check = None
+        stored = {number: one for number, one in self._sent.items() if one.sequence is not None}
+        silence_s = self._silence_s()
+        if stored and silence_s < self._patience_s:
+            self._check_silence_later()
+            return
+        for number, sent in stored.items():
+            del self._sent[number]
+            sent.fail(
+                ProposalOutcomeUnknown(
+                    f"{sent.length} commands are committed as message {sent.sequence}, but no "
+                    f"server has delivered anything for {silence_s:.1f} s; their results are not "
+                    "known"
+                )
+            )
 
     def fail_all(self, why: str) -> None:
         """Fail what was not read back."""
@@ -151,6 +217,9 @@ class Outbox:
 
     async def close(self) -> None:
         """Stop sending; what was not answered has an unknown outcome."""
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         self._publisher.close()
         if self._sending:
             await asyncio.wait(self._sending)

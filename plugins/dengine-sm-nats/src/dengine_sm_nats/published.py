@@ -64,11 +64,16 @@ class SnapshotBoard:
     Args:
         js: of a connected client.
         options: of the log.
+        stream_id: what was published for another stream of the same name, which was deleted,
+            counts as absent; None looks at whatever is there.
     """
 
-    def __init__(self, js: JetStreamContext, options: NatsLogOptions) -> None:
+    def __init__(
+        self, js: JetStreamContext, options: NatsLogOptions, stream_id: str | None = None
+    ) -> None:
         self._js = js
         self._options = options
+        self._stream_id = stream_id
         self._objects: ObjectStore | None = None
         self._records: KeyValue | None = None
         self._bucket = f"{options.stream}-snapshot-record"
@@ -121,7 +126,9 @@ class SnapshotBoard:
                 )
             except nats.js.errors.NotFoundError:
                 return [], 0
-        return _unpack(message.data or b""), message.seq or 0
+        stream_id, archives = _unpack(message.data or b"")
+        is_other = self._stream_id is not None and stream_id != self._stream_id
+        return [] if is_other else archives, message.seq or 0
 
     async def publish(
         self, metadata: SnapshotMetadata, archive: Path, position: Position, node: str
@@ -162,7 +169,7 @@ class SnapshotBoard:
             keep = [new, *published][:KEPT]
             try:
                 with server_errors("record a snapshot", "no other node sees it"):
-                    await self._records.update(_KEY, _pack(keep), last=revision)
+                    await self._records.update(_KEY, _pack(self._stream_id, keep), last=revision)
             except CommitLogError as exc:
                 if isinstance(exc.__cause__, nats.js.errors.KeyWrongLastSequenceError):
                     continue
@@ -196,10 +203,11 @@ class SnapshotBoard:
         return path
 
 
-def _pack(archives: list[PublishedArchive]) -> bytes:
+def _pack(stream_id: str | None, archives: list[PublishedArchive]) -> bytes:
     return encode(
         [
             VERSION,
+            stream_id or "",
             [
                 [
                     pack_log_id(one.last_included),
@@ -214,7 +222,7 @@ def _pack(archives: list[PublishedArchive]) -> bytes:
     )
 
 
-def _unpack(record: bytes) -> list[PublishedArchive]:
+def _unpack(record: bytes) -> tuple[str, list[PublishedArchive]]:
     """Read a record.
 
     Raises:
@@ -223,8 +231,8 @@ def _unpack(record: bytes) -> list[PublishedArchive]:
     try:
         fields = decode(record)
         match fields:
-            case [1, [*archives]]:
-                return [_unpack_archive(archive) for archive in archives]
+            case [1, str(stream_id), [*archives]]:
+                return stream_id, [_unpack_archive(archive) for archive in archives]
     except ValueError as exc:
         raise CommitLogError(f"the record of snapshots is not readable: {exc}") from exc
     raise CommitLogError(

@@ -29,6 +29,10 @@ _RETRY_PAUSE_S = 0.1
 _MOST_HOLES = 12
 """Consumers that may show the same hole; with one bad replica of three, all of them landing
 there has a chance of one in half a million."""
+_COPIES = 16
+"""Copies of an unreadable message to look at; with one bad replica of three, all of them being
+that one has a chance of one in forty million."""
+_MOST_COPIES_ASKED = 100
 _SERVER_ERRORS = (nats.errors.Error, TimeoutError, OSError)
 
 logger = logging.getLogger("dengine_sm_nats")
@@ -279,12 +283,29 @@ class Reader:
             "delivery was; 'dengine-sm cluster check' tells which"
         )
 
-    async def other_copies(self, sequence: int, count: int = 8) -> AsyncIterator[bytes]:
-        """Yield a message as replicas give it when asked one by one; several may be the same."""
-        for _ in range(count):
-            with contextlib.suppress(*_SERVER_ERRORS):
+    async def other_copies(self, sequence: int) -> AsyncIterator[bytes]:
+        """Yield a message as replicas that are drawn at random give it, until all have been asked.
+
+        Raises:
+            LogGapError: too few of them answered.
+        """
+        answers = 0
+        for _ in range(_MOST_COPIES_ASKED):
+            try:
                 message = await self._js.get_msg(self._stream, sequence, direct=True)
-                yield message.data or b""
+            except _SERVER_ERRORS:
+                await asyncio.sleep(_RETRY_PAUSE_S)
+                continue
+            yield message.data or b""
+            answers += 1
+            if answers == _COPIES:
+                return
+        raise LogGapError(
+            f"message {sequence} of stream {self._stream!r} is not readable, and {answers} of "
+            f"{_COPIES} times a server answered that was asked for its copy; without them it is "
+            "not known whether only this copy is damaged",
+            expected_index=sequence,
+        )
 
 
 def _place_of(reply: str) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from dengine_sm_nats.checks import check_stream
 from dengine_sm_nats.connection import patiently, server_errors
 from dengine_sm_nats.options import DUPLICATE_WINDOW_S, NatsLogOptions
 
-_ID, _TERM, _BASE = "dengine-sm-id", "dengine-sm-term", "dengine-sm-base"
+_ID, _TERM = "dengine-sm-id", "dengine-sm-term"
+_BASE, _BASE_TIME = "dengine-sm-base", "dengine-sm-base-time"
 
 
 @attrs.frozen
@@ -33,10 +34,14 @@ class LogStream:
     """The term of every entry; a stream made from a backup has a higher one."""
     base_index: int
     """Index before the first command; not 0 in a stream made from a backup."""
+    base_timestamp_ms: int
+    """The backup's clock: log time does not go back behind it."""
     first_sequence: int
     """Of the oldest message kept; a hint, never too high."""
     last_sequence: int
     """Of the newest message; a hint, never too high."""
+    size_bytes: int
+    """Of all messages; a hint."""
 
 
 def subject_of(stream: str) -> str:
@@ -44,7 +49,9 @@ def subject_of(stream: str) -> str:
     return f"dengine.{stream}.log"
 
 
-def stream_config(options: NatsLogOptions, *, term: int = 1, base_index: int = 0) -> StreamConfig:
+def stream_config(
+    options: NatsLogOptions, *, term: int = 1, base_index: int = 0, base_timestamp_ms: int = 0
+) -> StreamConfig:
     """Return the shape that a stream must have."""
     return StreamConfig(
         name=options.stream,
@@ -61,7 +68,12 @@ def stream_config(options: NatsLogOptions, *, term: int = 1, base_index: int = 0
         deny_delete=True,
         allow_direct=True,
         duplicate_window=DUPLICATE_WINDOW_S,
-        metadata={_ID: uuid.uuid4().hex, _TERM: str(term), _BASE: str(base_index)},
+        metadata={
+            _ID: uuid.uuid4().hex,
+            _TERM: str(term),
+            _BASE: str(base_index),
+            _BASE_TIME: str(base_timestamp_ms),
+        },
     )
 
 
@@ -76,7 +88,7 @@ async def open_stream(js: JetStreamContext, options: NatsLogOptions) -> LogStrea
     with server_errors(f"open the stream {name!r}", "nothing was changed"):
         info = await patiently(lambda: _find_or_make(js, config), options.outcome_timeout_s)
     refuse_other_shape(info, options)
-    return _log_stream(info)
+    return log_stream(info)
 
 
 async def _find_or_make(js: JetStreamContext, config: StreamConfig) -> StreamInfo:
@@ -86,9 +98,12 @@ async def _find_or_make(js: JetStreamContext, config: StreamConfig) -> StreamInf
         pass
     try:
         return await js.add_stream(config)
-    except nats.js.errors.BadRequestError:
-        # Another node was faster, with another id in its metadata.
-        return await js.stream_info(str(config.name))
+    except nats.js.errors.BadRequestError as refused:
+        # Another node was faster, with another id in its metadata; or the servers have a reason.
+        try:
+            return await js.stream_info(str(config.name))
+        except nats.js.errors.NotFoundError:
+            raise refused from None
 
 
 def refuse_other_shape(info: StreamInfo, options: NatsLogOptions) -> None:
@@ -112,12 +127,15 @@ def refuse_other_shape(info: StreamInfo, options: NatsLogOptions) -> None:
         )
 
 
-def _log_stream(info: StreamInfo) -> LogStream:
+def log_stream(info: StreamInfo) -> LogStream:
+    """Return what a stream of the right shape says of itself."""
     metadata = info.config.metadata or {}
     return LogStream(
         stream_id=metadata[_ID],
         term=int(metadata[_TERM]),
         base_index=int(metadata.get(_BASE, "0")),
+        base_timestamp_ms=int(metadata.get(_BASE_TIME, "0")),
         first_sequence=max(1, info.state.first_seq),
         last_sequence=info.state.last_seq,
+        size_bytes=info.state.bytes,
     )
