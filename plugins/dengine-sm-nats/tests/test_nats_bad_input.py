@@ -113,7 +113,7 @@ async def server_of_version(version: str):
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
-        yield "nats://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
@@ -283,7 +283,7 @@ async def test_a_state_ahead_of_the_stream_is_refused(tmp_path, server, stream):
         await one.log.append([b"x"] * 5)
 
     node = NodeBuilder(config).build()
-    with pytest.raises(CommitLogError, match="is at index 20, but stream .* ends at 5"):
+    with pytest.raises(CommitLogError, match=r"is at index 20, but stream .* ends at 5"):
         await node.start()
 
 

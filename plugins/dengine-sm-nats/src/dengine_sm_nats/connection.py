@@ -41,7 +41,9 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     last_error: list[Exception] = []
 
     async def note(error: Exception) -> None:
-        last_error[:] = [error]
+        # A refusal is followed by the end of the connection, which would say nothing.
+        if not (last_error and _is_refusal(last_error[0])):
+            last_error[:] = [error]
         logger.debug("connection to %s: %s", ", ".join(options.servers), error)
 
     settings: dict[str, Any] = {
@@ -66,7 +68,8 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     except (TimeoutError, OSError, nats.errors.Error) as exc:
         with contextlib.suppress(Exception):
             await client.close()
-        why = last_error[0] if last_error and isinstance(exc, TimeoutError) else exc
+        refused = bool(last_error) and _is_refusal(last_error[0])
+        why = last_error[0] if last_error and (refused or isinstance(exc, TimeoutError)) else exc
         raise CommitLogError(
             f"none of the servers {', '.join(options.servers)} lets this node in within "
             f"{options.connect_timeout_s} s: {_told(why)}; nothing was changed"
@@ -76,6 +79,11 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
         await client.close()
         raise CommitLogError(f"{findings[0]} Nothing was changed")
     return client
+
+
+def _is_refusal(error: Exception) -> bool:
+    # The library has no type for it.
+    return "authorization" in str(error).lower()
 
 
 def _version_of(client: Client) -> str:
