@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -204,7 +205,8 @@ class BarePublisher:
 def _frames(payloads: Sequence[bytes], size: int) -> list[bytes]:
     from dengine_sm_nats.frames import Commands, encode_frame
 
+    now_ms = time.time_ns() // 1_000_000
     return [
-        encode_frame(Commands(bytes(8), number, payloads[first : first + size]))
+        encode_frame(Commands(bytes(8), number, now_ms, payloads[first : first + size]))
         for number, first in enumerate(range(0, len(payloads), size))
     ]

@@ -64,7 +64,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert finished.returncode == 0, finished.stderr
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
