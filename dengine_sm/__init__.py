@@ -42,7 +42,7 @@ from dengine_sm.errors import (
 from dengine_sm.handler import StateMachineHandler
 from dengine_sm.hookspecs import Backend, CliCommand, LogEngine, NoOptions, hookimpl, not_transient
 from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
-from dengine_sm.log.contract import CommitLog, LogIdRange
+from dengine_sm.log.contract import CommitLog, LogIdRange, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
     Durability,
@@ -97,10 +97,12 @@ __all__ = [
     "Session",
     "SessionBusyError",
     "SessionExpiredError",
+    "SharedCommitLog",
     "SnapshotCorruptionError",
     "SnapshotError",
     "SnapshotFormatError",
     "SnapshotLabelError",
+    "SnapshotMark",
     "SnapshotMetadata",
     "StaleSnapshotError",
     "StateDivergenceError",

@@ -25,11 +25,11 @@ from dengine_sm import (
     LogId,
     LogIdRange,
     NotRunningError,
+    SnapshotMark,
     SnapshotMetadata,
     StateDivergenceError,
 )
 from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
-from dengine_sm.log.contract import SnapshotMark
 from dengine_sm_nats.checks import refuse_lazy_servers
 from dengine_sm_nats.clock import StreamClock
 from dengine_sm_nats.connection import connect, server_errors
