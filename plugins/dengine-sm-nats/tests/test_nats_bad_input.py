@@ -381,3 +381,60 @@ async def test_what_is_acknowledged_but_never_delivered_ends_with_an_unknown_out
             await node.propose(put(b"lost"))
         async with asyncio.timeout(30):
             await node.stop()
+
+
+# A full stream
+
+SMALL = {"max_bytes": 1 << 20}
+
+
+async def fill_up(node, number: int = 0) -> int:
+    """Propose until the stream is full; return how many were taken."""
+    while True:
+        try:
+            await node.propose(put(b"%06d" % number, b"x" * 10_000))
+        except CommitLogError as exc:
+            assert not isinstance(exc, ProposalOutcomeUnknown)
+            assert "is full" in str(exc) and "nothing was appended" in str(exc)
+            return number
+        number += 1
+
+
+async def until_taken(node, command: bytes) -> None:
+    """Propose again, as a client does, until there is room."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await node.propose(command)
+                return
+            except CommitLogError:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_full_stream_refuses_commands_until_it_is_purged(tmp_path, server, stream):
+    async with (
+        NodeBuilder(node_config(tmp_path, server, stream, **SMALL)).build() as a,
+        NodeBuilder(node_config(tmp_path, server, stream, node="b", **SMALL)).build() as b,
+    ):
+        total = 0
+        for _ in range(3):
+            total = await fill_up(a, total)
+            # Full for commands, not for reads.
+            assert await b.read(b"%06d" % (total - 1)) is not None
+            await until_taken(b, put(b"%06d" % total, b"x"))
+            total += 1
+
+        assert total > 200
+        assert await a.read(b"000000") is not None
+        assert total == (await a.scan()).entries.__len__() == b.status().entries
+
+
+async def test_a_node_starts_on_a_full_stream(tmp_path, server, stream):
+    async with followed_log(tmp_path, server, stream, "raw", **SMALL) as one:
+        with pytest.raises(CommitLogError, match="is full"):
+            while True:
+                await one.log.append([put(b"k", b"x" * 10_000)])
+
+    async with NodeBuilder(node_config(tmp_path, server, stream, **SMALL)).build() as node:
+        await node.take_snapshot()
+        assert (await node.propose(put(b"more"))).outcome is Outcome.APPLIED

@@ -296,3 +296,24 @@ async def test_a_purge_beyond_what_was_read_is_refused(tmp_path, server, stream)
 
         with pytest.raises(CommitLogError, match="nothing was dropped"):
             await one.log.purge(LogId(1, 2))
+
+
+async def test_reading_again_over_own_old_barriers_is_no_short_log(tmp_path, server, stream):
+    async with followed_log(tmp_path, server, stream) as one:
+        assert await one.log.read_barrier() == 0
+        await one.log.append([b"1", b"2"])
+        await one.end()
+        resumed = Followed(one.log, 3)
+
+        assert (await one.log.append([b"3"])).first_index == 3
+        assert shape(await resumed.until(3)) == [(3, b"3")]
+        await resumed.end()
+
+
+async def test_a_log_that_ends_before_the_state_is_refused_at_the_barrier(tmp_path, server, stream):
+    async with followed_log(tmp_path, server, stream) as one:
+        await one.log.append([b"1", b"2"])
+    async with followed_log(tmp_path, server, stream, first_index=9) as one:
+        await asyncio.sleep(0)  # the follower begins before the barrier, as in a node
+        with pytest.raises(CommitLogError, match=r"is at index 8, but stream .* ends at 2"):
+            await one.log.read_barrier()

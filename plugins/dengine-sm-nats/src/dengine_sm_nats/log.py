@@ -59,6 +59,7 @@ from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
 from dengine_sm_nats.reader import Message, Reader
+from dengine_sm_nats.room import Room
 from dengine_sm_nats.stream import open_stream, subject_of
 
 POSITIONS = "POSITIONS"
@@ -125,6 +126,7 @@ class NatsLog:
         self._is_open = False
         self._following = False
         self._sender = b""
+        self._since_number = 0
         self._position = Position(0, 0, 0)
         self._reader: Reader | None = None
         self._first_index = 1
@@ -175,6 +177,7 @@ class NatsLog:
         self._stream = await open_stream(self._js, self.options)
         self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
+        self._room = Room(self._js, self.options, self._stream.size_bytes, self.request_snapshot)
         self._take_up_counting()
         await self._learn_published()
         self._sender = secrets.token_bytes(8)
@@ -238,6 +241,7 @@ class NatsLog:
             self._reader.close()
         await self._neighbours.leave()
         await self._outbox.close()
+        await self._room.close()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
@@ -270,6 +274,8 @@ class NatsLog:
         if not payloads:
             raise ValueError("append: expected at least one payload")
         self._refuse_too_large(payloads)
+        if self._room.is_full:
+            await self._room.refuse_full(self._position.index)
         sent_ms = self._clock.now_ms()
         return await self._outbox.send(
             lambda number: Commands(self._sender, number, sent_ms, payloads), len(payloads)
@@ -327,6 +333,7 @@ class NatsLog:
             )
         self._position = start
         self._outbox.pass_over(start)
+        self._since_number = self._outbox.last_number
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -346,7 +353,7 @@ class NatsLog:
             self._is_behind = True
             raise
         except Exception as exc:
-            self._outbox.fail_all(f"reading the log ended ({exc!r})")
+            self._outbox.fail_all(f"reading the log ended ({exc!r})", exc)
             raise
         finally:
             # One that was only forgotten may end after the next one has begun.
@@ -369,6 +376,7 @@ class NatsLog:
         items = _Items(self._stream.term, first_index)
         for message in batch:
             frame = await self._frame_of(message, reader)
+            self._room.count(message.data)
             self._count(message, frame, items)
             if isinstance(frame, Digest):
                 await self._compare(frame)
@@ -401,7 +409,7 @@ class NatsLog:
             self._note_mark(frame)
         if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
             if not payloads:
-                self._refuse_short_log(now.index, items.first_index)
+                self._refuse_short_log(frame.number, now.index, items.first_index)
             ids = LogIdRange(self._stream.term, before.index + 1, len(payloads))
             self._outbox.came_back(frame.number, ids)
 
@@ -464,12 +472,13 @@ class NatsLog:
         )
         return None
 
-    def _refuse_short_log(self, index: int, first_index: int) -> None:
+    def _refuse_short_log(self, number: int, index: int, first_index: int) -> None:
         """Refuse to go on when the log has ended below what this node has applied.
 
-        A message of this start lies behind all that was committed before it.
+        A message that was sent since `follow` was called lies behind all that was committed
+        before; older ones are read again when it begins earlier.
         """
-        if index < first_index - 1:
+        if index < first_index - 1 and number > self._since_number:
             raise CommitLogError(
                 f"the state machine is at index {first_index - 1}, but stream "
                 f"{self.options.stream!r} ends at {index}: it has lost what was acknowledged, or "
@@ -491,7 +500,8 @@ class NatsLog:
         """Drop messages that no node and no published snapshot needs.
 
         Kept is what the older published snapshot needs, and what any node needs that was
-        heard within `forget_node_s`; also when the caller needs less.
+        heard within `forget_node_s`; also when the caller needs less. Of a full stream only
+        what the newest published snapshot needs: the others install it.
         """
         self._require_open()
         if up_to.index > self._position.index:
@@ -500,17 +510,21 @@ class NatsLog:
                 "nothing was dropped"
             )
         published = await self._board.published()
-        if len(published) < 2:
+        await self._room.measure()
+        is_full = self._room.is_full
+        if len(published) < (1 if is_full else 2):
             return
         for one in published:
             if one.position <= self._position:
                 self._counted.add(one.position)
-        needs = [up_to.index, published[-1].position.index]
-        neighbours = self._neighbours.heard_within(self.options.forget_node_s)
-        needs += [neighbour.index for neighbour in neighbours]
+        needed = published[0 if is_full else -1].position
+        needs = [up_to.index, needed.index]
+        if not is_full:
+            neighbours = self._neighbours.heard_within(self.options.forget_node_s)
+            needs += [neighbour.index for neighbour in neighbours]
         before = self._counted.at_or_before_index(min(needs))
-        # Only where the older snapshot's position is known: others count on from there.
-        limit = published[-1].position.sequence
+        # Only where that snapshot's position is known: others count on from there.
+        limit = needed.sequence
         if before is None or not before.sequence:
             return
         sequence = min(before.sequence, limit) + 1
@@ -521,6 +535,8 @@ class NatsLog:
         self._counted.forget_before(sequence)
         await self._save_positions()
         self._note_first(sequence)
+        if is_full:
+            await self._room.measure()
 
     async def advance_to(self, log_id: LogId) -> None:
         """Refuse a snapshot that this node cannot place in the stream; else do nothing."""

@@ -86,7 +86,8 @@ class NatsLogOptions:
     replicas: int = attrs.field(default=3, validator=_replicas)
     """Servers that hold the stream; 1 is for development, without any promise."""
     max_bytes: int = attrs.field(default=8 << 30, validator=attrs.validators.ge(1 << 20))
-    """Size at which the stream refuses more commands, until snapshots let it be purged."""
+    """Most that the stream stores; from 7/8 of it on commands are refused, and the nodes take a
+    snapshot that lets it be purged. `snapshot.keep_log_entries` must take far less."""
     monitoring: list[str] = attrs.field(factory=list)
     """Monitoring addresses (http://HOST:PORT) of the servers, to see how they sync."""
     sync: str = attrs.field(default="verified", validator=_one_of("verified", "unverified"))

@@ -8,7 +8,6 @@ answer.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 
 import attrs
@@ -30,7 +29,7 @@ class _Sent:
     sequence: int | None = None
     """In the stream, once the servers have told."""
 
-    def fail(self, error: CommitLogError) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.read_back.done():
             self.read_back.set_exception(error)
             # A caller that was cancelled leaves nobody to look at it.
@@ -69,7 +68,8 @@ class Outbox:
         self._silence_s = silence_s
         self._patience_s = patience_s
         self._check: asyncio.TimerHandle | None = None
-        self._numbers = itertools.count(1)
+        self.last_number = 0
+        """Of the last message that was begun."""
         self._sent: dict[int, _Sent] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._passed = Position(0, 0, 0)
@@ -89,7 +89,7 @@ class Outbox:
             CommitLogError: it is not in the log.
             ProposalOutcomeUnknown: it may or may not be.
         """
-        number = next(self._numbers)
+        self.last_number = number = self.last_number + 1
         frame = make(number)
         message = encode_frame(frame)
         read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
@@ -106,7 +106,7 @@ class Outbox:
         Raises:
             CommitLogError: as for `send`.
         """
-        number = next(self._numbers)
+        self.last_number = number = self.last_number + 1
         await self._publisher.publish(encode_frame(make(number)), self._id_of(number))
 
     def _id_of(self, number: int) -> str:
@@ -205,10 +205,14 @@ class Outbox:
                 )
             )
 
-    def fail_all(self, why: str) -> None:
-        """Fail what was not read back."""
+    def fail_all(self, why: str, error: Exception | None = None) -> None:
+        """Fail what was not read back; read barriers with the error itself, if there is one."""
         sent, self._sent = self._sent, {}
         for one in sent.values():
+            if one.is_barrier and error is not None:
+                # Nothing is in doubt: who asked wants to know what is wrong.
+                one.fail(error)
+                continue
             one.fail(
                 ProposalOutcomeUnknown(
                     f"{why} before {one.length} commands were read back; they may be committed"
