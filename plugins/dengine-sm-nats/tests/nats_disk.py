@@ -43,7 +43,13 @@ async def run(directory: Path, commands: int) -> list[dict[str, float]]:
             began_s = time.monotonic()
             for done in range(0, commands, commands // 10):
                 await load(nodes[0], done, commands // 10)
-                row = {"commands": done + commands // 10}
+                # The stream keeps what the slowest node has still to read; that is measured too.
+                lag = {
+                    f"{n.name} lag": await entries_behind(n, done + commands // 10) for n in nodes
+                }
+                for node in nodes:
+                    await caught_up(node)
+                row = {"commands": done + commands // 10, **lag}
                 row["seconds"] = round(time.monotonic() - began_s, 1)
                 for number in range(3):
                     row[f"server {number} MiB"] = bytes_on_disk(servers.store(number)) >> 20
@@ -55,6 +61,16 @@ async def run(directory: Path, commands: int) -> list[dict[str, float]]:
             for node in nodes:
                 await node.kill()
     return rows
+
+
+async def entries_behind(node: NodeProcess, index: int) -> int:
+    async with node.client() as client:
+        return index - (await client.status())["last_applied"]["index"]
+
+
+async def caught_up(node: NodeProcess) -> None:
+    async with node.client(timeout_s=600) as client:
+        await client.get(b"key-000000")
 
 
 async def load(node: NodeProcess, first: int, count: int) -> None:
