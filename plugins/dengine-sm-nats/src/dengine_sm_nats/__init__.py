@@ -48,5 +48,5 @@ def create_cluster_command() -> Any:
 @hookimpl
 def dengine_sm_commands() -> list[CliCommand]:
     """Describe the commands to the loader."""
-    summary = "run servers and nodes on this machine, or check a cluster"
+    summary = "run servers and nodes on this machine, check a cluster, or begin one with a state"
     return [CliCommand("cluster", create_cluster_command, summary=summary)]

@@ -26,7 +26,7 @@ Say = Callable[..., None]
 
 @click.group()
 def cluster() -> None:
-    """Run servers and nodes on this machine, or check a cluster."""
+    """Run servers and nodes on this machine, check a cluster, or begin one with a state."""
 
 
 @cluster.command(
@@ -158,6 +158,43 @@ def check(
         click.echo(
             f"{len(options.servers)} servers and stream {options.stream!r}: no problems found"
         )
+
+
+@cluster.command(
+    epilog=example(
+        "dengine-sm cluster seed --config node.toml --archive data/snapshots/snapshot-....dsnap"
+    )
+)
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The configuration of any of the nodes to come.",
+)
+@click.option(
+    "--archive",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A snapshot archive: of a node on this machine, of another cluster, or a backup.",
+)
+@json_option
+def seed(config_file: Path, archive: Path, as_json: bool) -> None:
+    """Begin a new stream with a state from elsewhere, for nodes that have nothing yet.
+
+    The nodes' data directories must be empty; each installs the state when it starts.
+    """
+    from dengine_sm_nats.seed import seed_stream
+
+    seeded = run_async(seed_stream(_log_options(config_file, {}), archive))
+    index, term = seeded.last_included.index, seeded.term
+    _printer(as_json)(
+        f"stream {seeded.stream!r} begins behind index {index}, in term {term}; start the nodes",
+        event="seeded",
+        stream=seeded.stream,
+        term=term,
+        index=index,
+    )
 
 
 def _log_options(config_file: Path | None, flags: dict[str, Any]) -> NatsLogOptions:
