@@ -10,10 +10,14 @@ OTHER_PYTHONS := 3.12 3.13
 PYTEST_ARGS ?= -n auto
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: run test test-all bench kit-docs lint format proto clean
+.PHONY: run cluster test test-all bench kit-docs lint format proto clean
 
 run: $(STAMP)
 	$(BIN)/python examples/run_demo.py --backend $(BACKEND)
+
+# Three nats-servers and three nodes on loopback until Ctrl-C; the directory dengine-cluster is kept.
+cluster: $(STAMP)
+	$(BIN)/dengine-sm cluster up --nodes 3
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from benchmarks.workload import pairs
 class Store(SyncObj):  # type: ignore[misc]  # pysyncobj has no annotations
     """A replicated dict."""
 
-    def __init__(self, address: str, conf: Any) -> None:
-        super().__init__(address, [], conf=conf)
+    def __init__(self, address: str, conf: Any, others: Sequence[str] = ()) -> None:
+        super().__init__(address, list(others), conf=conf)
         self.state: dict[bytes, bytes] = {}
 
     @replicated  # type: ignore[untyped-decorator]  # pysyncobj has no annotations
@@ -36,28 +36,30 @@ class Store(SyncObj):  # type: ignore[misc]  # pysyncobj has no annotations
         return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-class _Pipeline:
+class Pipeline:
     """Keeps a number of puts in flight until all are done."""
 
-    def __init__(self, store: Store, work: list[tuple[bytes, bytes]]) -> None:
-        self._put: Callable[..., Any] = store.put
+    def __init__(self, put: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> None:
+        self._put = put
         self._work = iter(work)
         self._missing = len(work)
         self.done = threading.Event()
 
     def begin(self, in_flight: int) -> None:
+        """Start the first puts; each that ends starts the next."""
         for _ in range(in_flight):
             self._next()
 
     def _next(self) -> None:
-        for key, value in self._work:
-            self._put(key, value, callback=self._finished)
+        for arguments in self._work:
+            self._put(*arguments, callback=self._finished)
             return
 
     def _finished(self, result: Any, error: Any) -> None:
@@ -88,14 +90,14 @@ def main(arguments: list[str]) -> None:
         logCompactionMinEntries=1 << 30,
         logCompactionMinTime=1 << 30,
     )
-    store = Store(f"127.0.0.1:{_free_port()}", conf)
+    store = Store(f"127.0.0.1:{free_port()}", conf)
     while not store.isReady() or store._getLeader() is None:
         if ticking:
             store.doTick(0.01)
         else:
             time.sleep(0.01)
     sync = _journal_sync(store) if mode == "tick-synced" else None
-    pipeline = _Pipeline(store, pairs(count))
+    pipeline = Pipeline(store.put, pairs(count))
     start = time.perf_counter()
     pipeline.begin(in_flight)
     if ticking:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import apply, backends, proposals, reads, storage
+from benchmarks import apply, backends, cluster, cluster_failover, proposals, reads, storage
 from benchmarks.measure import Benchmark, Figure, Settings, installed
 from benchmarks.report import make_report, table
 
@@ -24,7 +24,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "backends": backends.run_applies,
     "backends_large": backends.run_large,
     "backends_growth": backends.run_growth,
+    "cluster": cluster.run,
+    "cluster_failover": cluster_failover.run,
 }
+_ONLY_WHEN_ASKED = {"cluster_failover"}
+"""Takes minutes, most of them waiting for elections."""
 _OUT = Path(__file__).parent / "out"
 
 
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="dengine-sm-bench-", dir=options.scratch) as scratch:
         directory = Path(scratch)
         settings = Settings(options.quick, directory)
-        for name in options.only or BENCHMARKS:
+        for name in options.only or [one for one in BENCHMARKS if one not in _ONLY_WHEN_ASKED]:
             print(f"{name} ...", file=sys.stderr, flush=True)
             start = perf_counter()
             figures += BENCHMARKS[name](settings)

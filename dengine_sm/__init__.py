@@ -26,6 +26,8 @@ from dengine_sm.errors import (
     PluginError,
     ProposalOutcomeUnknown,
     ServerError,
+    SessionBusyError,
+    SessionExpiredError,
     SnapshotCorruptionError,
     SnapshotError,
     SnapshotFormatError,
@@ -40,7 +42,7 @@ from dengine_sm.errors import (
 from dengine_sm.handler import StateMachineHandler
 from dengine_sm.hookspecs import Backend, CliCommand, LogEngine, NoOptions, hookimpl, not_transient
 from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
-from dengine_sm.log.contract import CommitLog, LogIdRange
+from dengine_sm.log.contract import CommitLog, LogIdRange, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
     Durability,
@@ -53,6 +55,7 @@ from dengine_sm.model import (
     SnapshotMetadata,
 )
 from dengine_sm.node import Node, NodeBuilder, NodeStatus
+from dengine_sm.session import Session, open_session
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -91,10 +94,15 @@ __all__ = [
     "ReadConsistency",
     "ScanResult",
     "ServerError",
+    "Session",
+    "SessionBusyError",
+    "SessionExpiredError",
+    "SharedCommitLog",
     "SnapshotCorruptionError",
     "SnapshotError",
     "SnapshotFormatError",
     "SnapshotLabelError",
+    "SnapshotMark",
     "SnapshotMetadata",
     "StaleSnapshotError",
     "StateDivergenceError",
@@ -113,4 +121,5 @@ __all__ = [
     "installed_backends",
     "load_config",
     "not_transient",
+    "open_session",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import grpc
 
-from dengine_sm.errors import ClientError
+from dengine_sm.errors import ClientError, ProposalOutcomeUnknown
 from dengine_sm.kv.commands import CompareAndSwap, Put, encode_command
 from dengine_sm.model import (
     ApplyResult,
@@ -29,6 +29,7 @@ from dengine_sm.server import client_api_pb2_grpc as pb_grpc
 from dengine_sm.server import error_pb2
 from dengine_sm.server import node_api_pb2 as node_pb
 from dengine_sm.server import node_api_pb2_grpc as node_pb_grpc
+from dengine_sm.session import Session, open_session
 
 _CHANNEL_OPTIONS = [
     # The server decides what is too large, so that a refusal always means "not done".
@@ -76,8 +77,8 @@ _REFUSED_STATUSES = {
 class Client:
     """Talks to one node; an async context manager, usable by many tasks at once.
 
-    Never repeats a call. Every failure is a `ClientError`; when `outcome_known` is False a
-    write may or may not have happened, and the caller decides.
+    Never repeats a call, sessions aside. Every failure is a `ClientError`; when
+    `outcome_known` is False a write may or may not have happened, and the caller decides.
 
     Args:
         target: `HOST:PORT` of the node's server.
@@ -258,6 +259,28 @@ class Client:
             ApplyResult(r.index, _OUTCOMES[r.outcome], r.value if r.HasField("value") else None)
             for r in response.results
         ]
+
+    async def open_session(self, *, timeout_s: float | None = None) -> Session:
+        """Open a session, in which no command is executed twice; see `open_session`.
+
+        Args:
+            timeout_s: for opening it, and for its commands; that of the client by default.
+
+        Raises:
+            ClientError: refused.
+            ProposalOutcomeUnknown: no answer in time; the session may be open, unused.
+        """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        return await open_session(self._propose, timeout_s=limit_s)
+
+    async def _propose(self, command: bytes) -> ApplyResult:
+        try:
+            [result] = await self.apply([command])
+        except ClientError as exc:
+            if exc.outcome_known:
+                raise
+            raise ProposalOutcomeUnknown(str(exc)) from exc
+        return result
 
     async def status(self) -> dict[str, Any]:
         """Return the node's status as values that JSON knows."""

@@ -24,7 +24,9 @@
     │   └── CertificateError            a required certificate is missing or does not match
     ├── ConfigError                     carries every problem
     ├── CommitLogError
-    │   └── ProposalOutcomeUnknown      the command may or may not be committed
+    │   ├── ProposalOutcomeUnknown      the command may or may not be committed
+    │   ├── SessionBusyError            a session's earlier command is not settled
+    │   └── SessionExpiredError         the state does not know a session any more
     ├── ServerError                     a server could not begin to listen
     └── ClientError                     a server answered with an error, or not at all
 
@@ -238,6 +240,23 @@ class CommitLogError(DEngineError):
 
 class ProposalOutcomeUnknown(CommitLogError):  # noqa: N818 - names an outcome, not a failure
     """The command may or may not be committed; it was not acknowledged."""
+
+
+class SessionBusyError(CommitLogError):
+    """A session's earlier command is under way or not settled; nothing was proposed."""
+
+
+class SessionExpiredError(CommitLogError):
+    """The state does not know a session any more, or somebody else uses it.
+
+    `outcome_known` is True when the command was not executed and never will be; False when
+    an earlier attempt of it may have been.
+    """
+
+    def __init__(self, message: str, *, session_id: int, outcome_known: bool) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.outcome_known = outcome_known
 
 
 class ServerError(DEngineError):

@@ -125,7 +125,11 @@ class ReadConsistency(enum.Enum):
 
 @attrs.frozen
 class Limits:
-    """Sizes that a key-value machine accepts; more is `REJECTED` (READ-4)."""
+    """How much a key-value machine accepts; the same on every replica."""
 
     max_key_bytes: int = 64 * 1024
+    """A larger key is `REJECTED` (READ-4)."""
     max_value_bytes: int = 16 * 1024 * 1024
+    """A larger value is `REJECTED` (READ-4)."""
+    max_sessions: int = attrs.field(default=4096, validator=attrs.validators.ge(1))
+    """One session more drives out the one whose last use is longest ago."""

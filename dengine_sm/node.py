@@ -37,6 +37,7 @@ from dengine_sm.model import (
     SnapshotMetadata,
 )
 from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.session import Session, open_session
 from dengine_sm.snapshot import SnapshotStore
 from dengine_sm.validation import check_structure, violation
 
@@ -175,6 +176,8 @@ class Node:
         self._shared = cast("SharedCommitLog", log) if log.is_shared else None
         self._reading: asyncio.Task[None] | None = None
         self._next_reading: asyncio.Task[None] | None = None
+        self._readers: list[asyncio.Future[None]] = []
+        """Those whom the next round of reading will serve."""
         self._marked: list[asyncio.Future[bool]] = []
         self._tracker = ProposalTracker()
         self._commands: list[bytes] = []
@@ -393,6 +396,10 @@ class Node:
             self._in_flight -= 1
             if self._slots:
                 self._free_slots()
+
+    async def open_session(self, *, timeout_s: float = 30.0) -> Session:
+        """Open a session, in which no command is executed twice; see `open_session`."""
+        return await open_session(self.propose, timeout_s=timeout_s)
 
     async def propose_many(self, commands: Sequence[bytes]) -> Sequence[ApplyResult]:
         """Commit commands in order and return their results.
@@ -677,13 +684,24 @@ class Node:
         if self._next_reading is None:
             self._next_reading = asyncio.create_task(self._read_round(self._shared))
             self._next_reading.add_done_callback(_look_at_error)
-        await asyncio.shield(self._next_reading)
+        # A future for each, not a shield of the task: half the work of the event loop.
+        reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._readers.append(reader)
+        await reader
 
     async def _read_round(self, log: SharedCommitLog) -> None:
         if self._reading is not None:
             await asyncio.wait((self._reading,))
         self._reading, self._next_reading = self._next_reading, None
-        await self._first_to_end(self._applied_behind(log))
+        readers, self._readers = self._readers, []
+        try:
+            await self._first_to_end(self._applied_behind(log))
+        except BaseException as exc:
+            # Cancelled is this round, when the node stops, not those who read.
+            stopped = isinstance(exc, asyncio.CancelledError)
+            _settle(readers, self._refusal() if stopped else exc)
+            raise
+        _settle(readers, None)
 
     async def _applied_behind(self, log: SharedCommitLog) -> None:
         await self.handler.wait_applied(await log.read_barrier())
@@ -783,3 +801,15 @@ def _end_turn(turns: asyncio.Semaphore, append: asyncio.Task[None]) -> None:
     turns.release()
     # The proposers were told.
     _look_at_error(append)
+
+
+def _settle(futures: Iterable[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            # Its reader may be cancelled before it sees this.
+            future.exception()

@@ -47,6 +47,12 @@ NAMES = {
         for name in ("rocksdb", "lmdb")
         for order in ("in_order", "at_random")
     },
+    "cluster": {
+        *("cluster_propose", "cluster_propose_alone", "cluster_propose_pysyncobj_default"),
+        *("cluster_propose_many", "cluster_propose_many_alone"),
+        *("cluster_propose_many_pysyncobj_default", "cluster_read", "cluster_read_turns"),
+        *("cluster_read_bound", "cluster_catch_up_file", "cluster_catch_up_rocksdb"),
+    },
 }
 
 
@@ -58,7 +64,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert finished.returncode == 0, finished.stderr
     report: dict[str, Any] = json.loads((out / "report.json").read_text())

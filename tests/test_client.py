@@ -13,7 +13,7 @@ from dengine_sm.errors import (
     ProposalOutcomeUnknown,
     StorageError,
 )
-from dengine_sm.kv.commands import Delete, Put, encode_command
+from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, encode_command
 from dengine_sm.model import Outcome, ReadConsistency
 from dengine_sm.server import NodeServer
 
@@ -197,6 +197,49 @@ class TestNodeCalls:
             "checksum": metadata.checksum.hex(),
             "format": metadata.format,
         }
+
+
+class TestSessions:
+    async def test_a_lost_answer_executes_nothing_twice(self, node):
+        lost = iter([False, True, True, False])
+
+        async def propose_many(commands):
+            results = await node.propose_many(commands)
+            if next(lost):
+                raise ProposalOutcomeUnknown("the answer is lost")
+            return results
+
+        async with (
+            NodeServer(NodeWith(node, propose_many=propose_many)) as server,
+            Client(server.address) as client,
+        ):
+            session = await client.open_session()
+            result = await session.propose(CompareAndSwap(b"k", None, b"v"))
+
+            assert (result.index, result.outcome) == (4, Outcome.APPLIED)
+            assert await client.get(b"k") == b"v"
+
+    async def test_a_refusal_is_the_clients_own_error(self, node):
+        refuses = raises(CommitLogError("no leader; nothing was committed"))
+        async with (
+            NodeServer(NodeWith(node, propose_many=refuses)) as server,
+            Client(server.address) as client,
+        ):
+            with pytest.raises(ClientError, match="no leader") as failure:
+                await client.open_session()
+
+        assert failure.value.outcome_known
+
+    async def test_no_answer_in_time_is_an_unknown_outcome(self, node):
+        async def propose_many(_commands):
+            await asyncio.Event().wait()
+
+        async with (
+            NodeServer(NodeWith(node, propose_many=propose_many)) as server,
+            Client(server.address, timeout_s=0.2) as client,
+        ):
+            with pytest.raises(ProposalOutcomeUnknown, match=r"no answer within 0\.2 s"):
+                await client.open_session()
 
 
 class TestFailures:

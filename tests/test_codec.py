@@ -18,7 +18,15 @@ from dengine_sm.codec import (
     unpack_log_id,
     unpack_snapshot_metadata,
 )
-from dengine_sm.kv import CompareAndSwap, Delete, Put, decode_command, encode_command
+from dengine_sm.kv import (
+    CompareAndSwap,
+    Delete,
+    InSession,
+    OpenSession,
+    Put,
+    decode_command,
+    encode_command,
+)
 
 VALUES = st.recursive(
     st.none() | st.integers(0, 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=10),
@@ -83,6 +91,10 @@ def test_no_bytes_make_command_decoding_fail_otherwise(data):
         Delete(b"\xff"),
         CompareAndSwap(b"k", None, b""),
         CompareAndSwap(b"k", b"", None),
+        OpenSession(),
+        InSession(1, 2**64 - 1, Put(b"k", b"", 7)),
+        InSession(2**64 - 1, 1, Delete(b"k")),
+        InSession(300, 2, CompareAndSwap(b"k", None, b"")),
     ],
 )
 def test_commands_round_trip_and_reject_any_other_form(command):
@@ -94,8 +106,44 @@ def test_commands_round_trip_and_reject_any_other_form(command):
 
 
 @pytest.mark.parametrize(
-    "wrong", [Put("k", b""), Put(b"k", None), Put(b"", b"", 1.5), Delete(3), 7]
+    "wrong",
+    [
+        *(Put("k", b""), Put(b"k", None), Put(b"", b"", 1.5), Delete(3), 7),
+        *(InSession(b"1", 1, Delete(b"")), InSession(1, True, Delete(b""))),
+        *(InSession(1, 1, Delete("k")), InSession(1, 1, OpenSession()), InSession(1, 1, None)),
+    ],
 )  # type: ignore[arg-type]
 def test_commands_of_wrong_types_are_refused(wrong):
     with pytest.raises(TypeError, match="expected"):
         encode_command(wrong)
+
+
+@pytest.mark.parametrize("session_id, sequence", [(0, 1), (1, 0), (-1, 1), (2**64, 1), (1, 2**64)])
+def test_sessions_out_of_range_are_refused(session_id, sequence):
+    command = InSession(session_id, sequence, Delete(b"k"))
+
+    with pytest.raises(ValueError, match=r"expected 1 to 2\*\*64 - 1"):
+        encode_command(command)
+    with pytest.raises(ValueError, match="kv/1"):
+        decode_command(encode([5, session_id, sequence, [2, b"k"]]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [4, 1],
+        [5, 1, 1],
+        [5, 1, 1, [4]],
+        [5, 1, 1, [5, 1, 1, [2, b"k"]]],
+        [5, 1, 1, [2, b"k"], None],
+        [5, True, 1, [2, b"k"]],
+        [5, 1, 1, encode([2, b"k"])],
+        [5, 1, 1, None],
+        [5, 1, 1, [1, b"k", b"v", True]],
+        [6],
+    ],
+    ids=repr,
+)
+def test_other_fields_are_no_session_command(fields):
+    with pytest.raises(ValueError, match="kv/1"):
+        decode_command(encode(fields))

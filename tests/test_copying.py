@@ -36,8 +36,8 @@ from dengine_sm.copying import (
     CopyProgress,
     Stage,
 )
-from dengine_sm.kv import Put, encode_command
-from dengine_sm.model import SnapshotMetadata
+from dengine_sm.kv import CompareAndSwap, InSession, OpenSession, Put, encode_command
+from dengine_sm.model import Outcome, SnapshotMetadata
 
 ENTRIES = 500
 PAIRS = [("file", "file"), ("file", "toy-sqlite"), ("toy-sqlite", "file")]
@@ -91,6 +91,19 @@ class TestCopies:
         assert report.last_applied == expected[0] == LogId(6, ENTRIES)
         assert report.entries == len(expected[2])
         assert names_in(root) == ["source", "target"]
+
+    def test_sessions_are_copied(self, root: Path):
+        swap = encode_command(InSession(1, 1, CompareAndSwap(b"once", None, b"1")))
+        opening = encode_command(OpenSession())
+        log = [Entry(index, 1, index, data) for index, data in enumerate((opening, swap), 1)]
+        source = fill("file", root / "source", log)
+
+        copied(BackendDirectory("file", source), BackendDirectory("toy-sqlite", root / "target"))
+
+        machine = opened("toy-sqlite", root / "target")
+        (result,) = asyncio.run(machine.apply_chunk([Entry(3, 1, 3, swap)]))
+        machine.stop()
+        assert result.outcome is Outcome.APPLIED, "a repetition answers as the original did"
 
     def test_both_machines_write_the_snapshot_that_the_report_names(self, root: Path):
         source = fill("file", root / "source", entries(ENTRIES))

@@ -39,6 +39,7 @@ FLOORS = {
     "certificate": 5,
     "handler": 6,
     "copying": 6,
+    "session": 6,
     "node": 7,
     "proposals": 7,
     "server": 8,

@@ -114,6 +114,7 @@ def test_a_verdict_tells_where_it_ends() -> None:
 
     assert verdict.key == "x"
     assert verdict.placed == [history[0]]
+    assert verdict.stuck == history[1]
     assert "key 'x': no order explains" in str(verdict) and "write 1" in str(verdict)
 
 

@@ -20,6 +20,7 @@ from dengine_sm.model import LogId, SnapshotMetadata
 from dengine_sm.snapshot import (
     MANIFEST_NAME,
     PORTABLE_FORMAT,
+    SessionRow,
     SnapshotAborted,
     read_portable,
     seal_snapshot,
@@ -132,6 +133,23 @@ def test_the_bytes_are_those_of_the_format(tmp_path: Path) -> None:
     assert expected == (tmp_path / "s" / ENTRIES).read_bytes()
 
 
+SESSIONS = [SessionRow(3, 0, False, 3), SessionRow(4, 2**64 - 1, True, 17)]
+
+
+def test_sessions_are_a_fifth_field_of_the_header(tmp_path: Path) -> None:
+    write_portable(
+        tmp_path / "s", last_included=LAST, clock_ms=CLOCK, entries=SMALL, sessions=SESSIONS
+    )
+    write(tmp_path / "none", SMALL)
+
+    header = encode([*HEADER, [[3, 0, 0, 3], [4, 2**64 - 1, 1, 17]]])
+    blocks = (tmp_path / "none" / ENTRIES).read_bytes().removeprefix(encode(HEADER))
+    assert header + blocks == (tmp_path / "s" / ENTRIES).read_bytes()
+    assert read_portable(tmp_path / "s").sessions == SESSIONS
+    assert read_rows(tmp_path / "s") == SMALL
+    assert read_portable(tmp_path / "none").sessions == []
+
+
 @pytest.mark.parametrize("name", [ENTRIES, MANIFEST_NAME])
 def test_every_flip_and_cut_is_found_by_verifying(tmp_path: Path, name: str) -> None:
     metadata = write(tmp_path / "s", SMALL)
@@ -202,6 +220,19 @@ FORGERIES = {
     "negative position": [HEADER, [[b"a"], [b"x"], [[-1, 5]]], [1]],
     "two deadlines": [HEADER, [[b"a"], [b"x"], [[0, 5], [0, 6]]], [1]],
     "text deadline": [HEADER, [[b"a"], [b"x"], [[0, "5"]]], [1]],
+    "no sessions": [[*HEADER, []], [0]],
+    "six fields": [[*HEADER, [[1, 0, 0, 1]], []], [0]],
+    "flat sessions": [[*HEADER, [1, 0, 0, 1]], [0]],
+    "session zero": [[*HEADER, [[0, 0, 0, 1]]], [0]],
+    "negative sequence": [[*HEADER, [[1, -1, 0, 1]]], [0]],
+    "large sequence": [[*HEADER, [[1, 1 << 64, 0, 1]]], [0]],
+    "odd outcome": [[*HEADER, [[1, 1, 2, 1]]], [0]],
+    "outcome of another type": [[*HEADER, [[1, 1, True, 1]]], [0]],
+    "sequence of another type": [[*HEADER, [[1, True, 1, 1]]], [0]],
+    "used before it was opened": [[*HEADER, [[2, 1, 1, 1]]], [0]],
+    "used after the end": [[*HEADER, [[2, 1, 1, 18]]], [0]],
+    "two sessions used at once": [[*HEADER, [[1, 1, 1, 3], [2, 1, 1, 3]]], [0]],
+    "falling sessions": [[*HEADER, [[2, 0, 0, 2], [1, 0, 0, 1]]], [0]],
     "flat deadlines": [HEADER, [[b"a"], [b"x"], [0, 5]], [1]],
 }
 

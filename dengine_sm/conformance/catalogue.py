@@ -32,6 +32,7 @@ from dengine_sm.conformance.checks import (
     read_scan,
     reset,
     resources,
+    sessions,
     snapshot,
 )
 from dengine_sm.conformance.clauses import clauses
@@ -47,6 +48,7 @@ _TABLES: tuple[tuple[Check, ...], ...] = (
     apply_failures.CHECKS,
     determinism.CHECKS,
     expiry.CHECKS,
+    sessions.CHECKS,
     crash.CHECKS,
     crash_errors.CHECKS,
     crash_sweep.CHECKS,

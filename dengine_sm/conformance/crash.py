@@ -15,7 +15,13 @@ from dengine_sm.conformance.subject import Subject
 from dengine_sm.conformance.violation import Violation, expect_true, violates
 from dengine_sm.conformance.workload import sample_log
 from dengine_sm.contract import StateMachine
-from dengine_sm.kv.commands import Put, encode_command
+from dengine_sm.kv.commands import (
+    CompareAndSwap,
+    InSession,
+    OpenSession,
+    Put,
+    encode_command,
+)
 from dengine_sm.model import Durability, Entry, Limits, SnapshotMetadata
 
 MAKES_DURABLE: Mapping[str, str] = {
@@ -40,6 +46,7 @@ EVERYTHING: Mapping[str, int] = {
 """How often a script does what, in parts of the whole."""
 
 _SKIPPABLE_EVERY = 13
+_SESSION_EVERY, _SESSION_AT = 6, 4
 _MAX_CHUNK = 9
 _DUPLICATES = (0, 0, 0, 1, 3)
 _HISTORY_LINES = 14
@@ -50,7 +57,8 @@ def crash_log(subject: Subject, count: int, seed: int, *, grows: bool = False) -
 
     They hold no command and no new time, so that it is all the same whether they are
     applied or only counted. In a key-value log some values are large, so that files roll
-    and are compacted; with `grows` more of them, for keys of their own.
+    and are compacted; with `grows` more of them, for keys of their own. And a session is
+    open, whose commands come twice each.
     """
     log = sample_log(subject.workload, count, seed)
     if subject.is_key_value:
@@ -61,10 +69,22 @@ def crash_log(subject: Subject, count: int, seed: int, *, grows: bool = False) -
             key = b"large-%d" % (index if grows else index % 5)
             value = (b"%d" % index).ljust(size, b".")[:size]
             log[position] = attrs.evolve(log[position], data=encode_command(Put(key, value)))
+        for number, position in enumerate(range(_SESSION_AT, count, _SESSION_EVERY)):
+            data = _in_session(log[_SESSION_AT].index, number)
+            log[position] = attrs.evolve(log[position], data=data)
     for position in range(_SKIPPABLE_EVERY, count, _SKIPPABLE_EVERY):
         before = log[position - 1]
         log[position] = attrs.evolve(log[position], timestamp_ms=before.timestamp_ms, data=b"")
     return log
+
+
+def _in_session(session_id: int, number: int) -> bytes:
+    """Return the command of a number: what opens the session, then swaps that fit once only."""
+    if number == 0:
+        return encode_command(OpenSession())
+    sequence = (number + 1) // 2
+    swap = CompareAndSwap(b"once-%d" % (sequence % 5), None, b"%d" % sequence)
+    return encode_command(InSession(session_id, sequence, swap))
 
 
 def is_skippable(index: int) -> bool:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from dengine_sm.contract import StateMachine
-from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command, encode_command
+from dengine_sm.kv import SEQUENCE_PASSED, SESSION_UNKNOWN
+from dengine_sm.kv.commands import (
+    Change,
+    CompareAndSwap,
+    Delete,
+    InSession,
+    OpenSession,
+    Put,
+    decode_command,
+    encode_command,
+)
 from dengine_sm.model import Entry, Limits, LogId, Outcome
 
 KEYS: tuple[bytes, ...] = (
@@ -27,15 +37,19 @@ KEYS: tuple[bytes, ...] = (
 )
 VALUES: tuple[bytes, ...] = (b"", b"1", b"2", b"\x00\xff", b"value")
 TTLS_MS = (1, 2, 30, 400, 6000)
+SESSION_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
+SEQUENCES = (1, 1, 2, 3, 4, 7, 1 << 63)
 
 
 class KeyValueModel:
-    """A dict with deadlines; the clock is the largest timestamp applied."""
+    """A dict with deadlines and one of sessions; the clock is the largest timestamp applied."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.rows: dict[bytes, tuple[bytes, int | None]] = {}
         self.clock_ms = 0
+        self.sessions: dict[int, tuple[int, Outcome]] = {}
+        """Session to newest sequence and its outcome; the least recently used one is first."""
 
     def apply(self, entry: Entry) -> tuple[Outcome, bytes | None]:
         """Carry out one entry (CONTRACT §4, DET-3)."""
@@ -47,9 +61,35 @@ class KeyValueModel:
             command = decode_command(entry.data)
         except ValueError:
             return Outcome.REJECTED, None
-        return (Outcome.APPLIED if self._execute(command) else Outcome.REJECTED), None
+        match command:
+            case OpenSession():
+                return Outcome.APPLIED, self._open(entry.index)
+            case InSession():
+                return self._execute_once(command)
+        return self._execute(command), None
 
-    def _execute(self, command: Put | Delete | CompareAndSwap | None) -> bool:
+    def _open(self, session_id: int) -> bytes:
+        if len(self.sessions) == self.limits.max_sessions:
+            del self.sessions[next(iter(self.sessions))]
+        self.sessions[session_id] = 0, Outcome.REJECTED
+        return session_id.to_bytes(8, "big")
+
+    def _execute_once(self, command: InSession) -> tuple[Outcome, bytes | None]:
+        if command.session_id not in self.sessions:
+            return Outcome.REJECTED, SESSION_UNKNOWN
+        newest, outcome = self.sessions[command.session_id]
+        if command.sequence < newest:
+            return Outcome.REJECTED, SEQUENCE_PASSED
+        if command.sequence > newest:
+            outcome = self._execute(command.command)
+            del self.sessions[command.session_id]
+            self.sessions[command.session_id] = command.sequence, outcome
+        return outcome, None
+
+    def _execute(self, command: Change | None) -> Outcome:
+        return Outcome.APPLIED if self._change(command) else Outcome.REJECTED
+
+    def _change(self, command: Change | None) -> bool:
         match command:
             case Put(key, value, ttl_ms):
                 if self._too_large(key, value) or (ttl_ms is not None and ttl_ms < 1):
@@ -88,7 +128,10 @@ class KeyValueModel:
 
 @attrs.frozen
 class KeyValueWorkload:
-    """Commands over a few keys: puts with and without time to live, deletes, swaps, garbage."""
+    """Commands over a few keys: puts with and without time to live, deletes, swaps, garbage.
+
+    Some of them in sessions, which exist if an early entry happens to open them.
+    """
 
     limits: Limits = attrs.field(factory=Limits)
     name: str = "kv/1"
@@ -105,14 +148,20 @@ class KeyValueWorkload:
         deletes = st.builds(Delete, keys)
         swaps = st.builds(CompareAndSwap, keys, expected, expected)
         bad_ttls = st.builds(Put, keys, values, st.sampled_from((0, -5)))
+        change = st.one_of(puts, deletes, swaps)
+        sessions = st.sampled_from(SESSION_IDS), st.sampled_from(SEQUENCES)
+        in_session = st.builds(InSession, *sessions, change)
         malformed = st.sampled_from((b"\xff", b"no command", encode_command(Delete(b"a")) + b"x"))
         return st.one_of(
             # As often as they are listed: most of a log should do something.
             puts.map(encode_command),
+            st.just(encode_command(OpenSession())),
+            in_session.map(encode_command),
             timed_puts.map(encode_command),
             deletes.map(encode_command),
             swaps.map(encode_command),
             swaps.map(encode_command),
+            puts.map(encode_command),
             puts.map(encode_command),
             malformed | bad_ttls.map(encode_command) | st.just(b""),
         )

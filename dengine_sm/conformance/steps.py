@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from dengine_sm.conformance.workload import Workload
-from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command
+from dengine_sm.kv.commands import (
+    Command,
+    CompareAndSwap,
+    Delete,
+    InSession,
+    OpenSession,
+    Put,
+    decode_command,
+)
 
 JUMPS_MS = (0, 0, 1, 20, 400, 6000, -40, -9000)
 
@@ -57,6 +65,10 @@ def command_in_words(data: bytes, *, is_key_value: bool) -> str:
         command = decode_command(data)
     except ValueError:
         return f"malformed {data!r}"
+    return "no command" if command is None else _in_words(command)
+
+
+def _in_words(command: Command) -> str:
     match command:
         case Put(key, value, None):
             return f"Put({key!r}, {value!r})"
@@ -66,4 +78,7 @@ def command_in_words(data: bytes, *, is_key_value: bool) -> str:
             return f"Delete({key!r})"
         case CompareAndSwap(key, expected, new):
             return f"CompareAndSwap({key!r}, {expected!r}, {new!r})"
-    return repr(data)
+        case OpenSession():
+            return "OpenSession()"
+        case InSession(session_id, sequence, change):
+            return f"InSession({session_id}, {sequence}, {_in_words(change)})"

@@ -17,6 +17,8 @@ COMMAND_SET = "kv/1"
 PUT = 1
 DELETE = 2
 COMPARE_AND_SWAP = 3
+OPEN_SESSION = 4
+IN_SESSION = 5
 
 
 @attrs.frozen
@@ -47,7 +49,29 @@ class CompareAndSwap:
     """None: delete the key."""
 
 
-Command: TypeAlias = Put | Delete | CompareAndSwap
+Change: TypeAlias = Put | Delete | CompareAndSwap
+
+
+@attrs.frozen
+class OpenSession:
+    """Open a session; its id is the index of the log entry.
+
+    The result's value is the id in 8 bytes, big-endian. Source: Ongaro's dissertation §6.3.
+    """
+
+
+@attrs.frozen
+class InSession:
+    """Execute `command` once, however often it is sent under one sequence."""
+
+    session_id: int
+    """In `[1, 2**64)`, of a session that was opened."""
+    sequence: int
+    """In `[1, 2**64)`, higher for each new command of the session; gaps are allowed."""
+    command: Change
+
+
+Command: TypeAlias = Change | OpenSession | InSession
 
 
 def encode_command(command: Command) -> bytes:
@@ -55,6 +79,7 @@ def encode_command(command: Command) -> bytes:
 
     Raises:
         TypeError: a field has a type that the command set does not know.
+        ValueError: a session's id or sequence is out of its range.
     """
     if (
         type(command) is Put
@@ -63,20 +88,33 @@ def encode_command(command: Command) -> bytes:
     ):
         # The common case by itself: bulk loads spend most of their time here.
         return encode([PUT, command.key, command.value, None])
+    return encode(_to_fields(command))
+
+
+def _to_fields(command: Command) -> list[Any]:
     match command:
         case Put(key, value, ttl_ms):
             _check_fields(command, key=key, value=value)
             if ttl_ms is not None and type(ttl_ms) is not int:
                 raise TypeError(f"Put.ttl_ms: expected int or None, observed {ttl_ms!r}")
-            return encode([PUT, key, value, ttl_ms])
+            return [PUT, key, value, ttl_ms]
         case Delete(key):
             _check_fields(command, key=key)
-            return encode([DELETE, key])
+            return [DELETE, key]
         case CompareAndSwap(key, expected, new):
             _check_fields(command, key=key)
             _check_fields(command, optional=True, expected=expected, new=new)
-            return encode([COMPARE_AND_SWAP, key, expected, new])
-    raise TypeError(f"expected Put, Delete or CompareAndSwap, observed {command!r}")
+            return [COMPARE_AND_SWAP, key, expected, new]
+        case OpenSession():
+            return [OPEN_SESSION]
+        case InSession(session_id, sequence, Put() | Delete() | CompareAndSwap() as inner):
+            _check_numbers(session_id=session_id, sequence=sequence)
+            return [IN_SESSION, session_id, sequence, _to_fields(inner)]
+        case InSession(command=inner):
+            raise TypeError(
+                f"InSession.command: expected Put, Delete or CompareAndSwap, observed {inner!r}"
+            )
+    raise TypeError(f"expected a {COMMAND_SET} command, observed {command!r}")
 
 
 def decode_command(data: bytes) -> Command | None:
@@ -98,6 +136,21 @@ def decode_command(data: bytes) -> Command | None:
 
 
 def _from_fields(fields: Any) -> Command | None:
+    change = _change_from(fields)
+    if change is not None:
+        return change
+    match fields:
+        case [4]:
+            return OpenSession()
+        case [5, int(session_id), int(sequence), inner] if _is_number(session_id) and _is_number(
+            sequence
+        ):
+            change = _change_from(inner)
+            return None if change is None else InSession(session_id, sequence, change)
+    return None
+
+
+def _change_from(fields: Any) -> Change | None:
     match fields:
         case [1, bytes(key), bytes(value), int() | None as ttl_ms] if type(ttl_ms) is not bool:
             return Put(key, value, ttl_ms)
@@ -108,7 +161,19 @@ def _from_fields(fields: Any) -> Command | None:
     return None
 
 
-def _check_fields(command: Command, *, optional: bool = False, **fields: object) -> None:
+def _is_number(number: object) -> bool:
+    return type(number) is int and 1 <= number < 1 << 64
+
+
+def _check_numbers(**fields: object) -> None:
+    for name, value in fields.items():
+        if type(value) is not int:
+            raise TypeError(f"InSession.{name}: expected int, observed {value!r}")
+        if not _is_number(value):
+            raise ValueError(f"InSession.{name}: expected 1 to 2**64 - 1, observed {value}")
+
+
+def _check_fields(command: Change, *, optional: bool = False, **fields: object) -> None:
     for name, value in fields.items():
         if type(value) is not bytes and not (optional and value is None):
             expected = "bytes or None" if optional else "bytes"

@@ -6,6 +6,7 @@ entry sees what earlier ones of its chunk did (APPLY-4), and a failure leaves no
 Keys with a time to live have two bookkeeping rows, changed together with the data:
 `d/` + key holds the deadline, and `t/` + deadline + key orders the deadlines. A key is
 removed by the very entry that passes its deadline, so that no read has to ask the time.
+Sessions have bookkeeping rows too, see `sessions`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, decode_command
+from dengine_sm.kv.commands import (
+    Change,
+    CompareAndSwap,
+    Delete,
+    InSession,
+    OpenSession,
+    Put,
+    decode_command,
+)
+from dengine_sm.kv.sessions import SEQUENCE_PASSED, SESSION_UNKNOWN, Sessions, pack_session_id
 from dengine_sm.kv.store import KeyValueStore, WriteBatch
 from dengine_sm.model import Entry, Limits
 
@@ -115,6 +125,7 @@ class Execution:
         clock_ms: int,
         timed_keys: int,
         next_deadline: int,
+        sessions: int,
     ) -> None:
         self.batch = WriteBatch()
         self.clock_ms = clock_ms
@@ -122,11 +133,28 @@ class Execution:
         self.next_deadline = next_deadline
         self.rejected: set[int] = set()
         """Positions in the executed entries whose outcome is REJECTED."""
+        self.values: dict[int, bytes] = {}
+        """The values of results, by position in the executed entries."""
         self._store = store
         self._limits = limits
+        self._session_count = sessions
+        self._sessions: Sessions | None = None
         self._new_deadlines: list[tuple[int, bytes]] = []
         self._old_deadlines: Iterator[tuple[bytes, bytes]] | None = None
         self._old_next: tuple[int, bytes] | None = None
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions the state has."""
+        return self._session_count if self._sessions is None else self._sessions.count
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions; made when a command asks for them, which is seldom."""
+        if self._sessions is None:
+            most = self._limits.max_sessions
+            self._sessions = Sessions(self._store, self.batch, self._session_count, most)
+        return self._sessions
 
     def run(self, entries: Sequence[Entry]) -> None:
         """Execute entries in order."""
@@ -166,16 +194,39 @@ class Execution:
                         continue
             if not command:
                 continue
-            if not self._execute(bytes(command)):
+            if not self._execute(bytes(command), position, entry.index):
                 self.rejected.add(position)
             due = self.next_deadline
 
-    def _execute(self, data: bytes) -> bool:
+    def _execute(self, data: bytes, position: int, index: int) -> bool:
         """Execute any command; False when it is rejected."""
         try:
             command = decode_command(data)
         except (ValueError, TypeError):
             return False
+        match command:
+            case Put() | Delete() | CompareAndSwap():
+                return self._change(command)
+            case OpenSession():
+                self.sessions.open(index)
+                self.values[position] = pack_session_id(index)
+            case InSession():
+                return self._execute_once(command, position, index)
+        return True
+
+    def _execute_once(self, command: InSession, position: int, index: int) -> bool:
+        """Execute a command unless its session has; a repetition changes nothing at all."""
+        session = self.sessions.find(command.session_id)
+        if session is None or command.sequence < session.sequence:
+            self.values[position] = SESSION_UNKNOWN if session is None else SEQUENCE_PASSED
+            return False
+        if command.sequence == session.sequence:
+            return session.succeeded
+        succeeded = self._change(command.command)
+        self.sessions.record(session, index, command.sequence, succeeded)
+        return succeeded
+
+    def _change(self, command: Change) -> bool:
         match command:
             case Put(key, value, ttl_ms):
                 if not self._fits(key, value) or (ttl_ms is not None and ttl_ms < 1):

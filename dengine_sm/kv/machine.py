@@ -1,8 +1,8 @@
 """The key-value state machine over any storage.
 
 Everything the contract asks, written once: results, duplicates, gaps, term history,
-applied id in the same atomic batch as the data, time to live by log time, snapshots in
-the portable format.
+applied id in the same atomic batch as the data, time to live by log time, sessions of
+clients, snapshots in the portable format.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from dengine_sm.kv.execution import (
     unpack_deadline,
 )
 from dengine_sm.kv.results import ChunkResults
+from dengine_sm.kv.sessions import count_sessions, session_rows, stored_sessions
 from dengine_sm.kv.store import KeyValueStore, ReadView, WriteBatch
 from dengine_sm.model import (
     ApplyResult,
@@ -94,6 +95,7 @@ class KeyValueStateMachine:
         self._clock_ms = 0
         self._timed_keys = 0
         self._next_deadline = 0
+        self._session_count = 0
 
     # Life
 
@@ -160,6 +162,7 @@ class KeyValueStateMachine:
             ) from exc
         self._snapshot_saved = True
         self._next_deadline = first_deadline(store)
+        self._session_count = count_sessions(store)
 
     # Reads
 
@@ -239,7 +242,10 @@ class KeyValueStateMachine:
                 lambda: self._commit(execution, entries[-1].log_id, terms)
             )
             rejected = {start + position for position in execution.rejected}
-            return ChunkResults(chunk[0].index, len(chunk), start, rejected)
+            values = execution.values
+            if start and values:
+                values = {start + position: value for position, value in values.items()}
+            return ChunkResults(chunk[0].index, len(chunk), start, rejected, values)
 
     def _new_execution(self) -> Execution:
         return Execution(
@@ -248,6 +254,7 @@ class KeyValueStateMachine:
             clock_ms=self._clock_ms,
             timed_keys=self._timed_keys,
             next_deadline=self._next_deadline,
+            sessions=self._session_count,
         )
 
     def _commit(self, execution: Execution, applied: LogId, terms: TermHistory | None) -> None:
@@ -264,6 +271,7 @@ class KeyValueStateMachine:
         self._clock_ms = execution.clock_ms
         self._timed_keys = execution.timed_keys
         self._next_deadline = execution.next_deadline
+        self._session_count = execution.session_count
 
     def _require_sound(self) -> None:
         if self._poisoned is not None:
@@ -380,6 +388,7 @@ class KeyValueStateMachine:
                     new_snapshot_dir,
                     last_included=last_included,
                     clock_ms=clock_ms,
+                    sessions=list(stored_sessions(view)),
                     entries=_entries(view, timed_keys),
                     should_stop=lambda: self._stopping or cancelled.is_set(),
                 ),
@@ -519,5 +528,6 @@ def _installed_batches(
             APPLIED: encode([last.term, last.index, snapshot.clock_ms, timed_keys]),
             TERMS: encode(TermHistory.starting_at(last).pack()),
             SNAPSHOT: encode(pack_snapshot_metadata(metadata)),
+            **session_rows(snapshot.sessions),
         }
     )

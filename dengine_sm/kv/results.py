@@ -6,7 +6,8 @@ decoding its command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import overload
 
 from dengine_sm.model import ApplyResult, Outcome
@@ -20,9 +21,10 @@ class ChunkResults(Sequence[ApplyResult]):
         count: number of entries.
         duplicates: how many entries at the front are duplicates.
         rejected: positions in the chunk that were rejected.
+        values: position to value, for the results that have one.
     """
 
-    __slots__ = ("_count", "_duplicates", "_rejected", "first_index")
+    __slots__ = ("_count", "_duplicates", "_rejected", "_values", "first_index")
 
     def __init__(
         self,
@@ -30,11 +32,13 @@ class ChunkResults(Sequence[ApplyResult]):
         count: int,
         duplicates: int = 0,
         rejected: set[int] | frozenset[int] = frozenset(),
+        values: Mapping[int, bytes] = MappingProxyType({}),
     ) -> None:
         self.first_index = first_index
         self._count = count
         self._duplicates = duplicates
         self._rejected = rejected
+        self._values = values
 
     def __len__(self) -> int:
         return self._count
@@ -58,14 +62,15 @@ class ChunkResults(Sequence[ApplyResult]):
             outcome = Outcome.REJECTED
         else:
             outcome = Outcome.APPLIED
-        return ApplyResult(self.first_index + position, outcome)
+        return ApplyResult(self.first_index + position, outcome, self._values.get(position))
 
     def __iter__(self) -> Iterator[ApplyResult]:
         # Sequence's own goes through __getitem__, which costs three times as much.
-        first, rejected, duplicates = self.first_index, self._rejected, self._duplicates
+        first, duplicates = self.first_index, self._duplicates
+        special = self._rejected | self._values.keys()
         applied = Outcome.APPLIED
         for position in range(self._count):
-            if position >= duplicates and position not in rejected:
+            if position >= duplicates and position not in special:
                 yield ApplyResult(first + position, applied)
             else:
                 yield self[position]

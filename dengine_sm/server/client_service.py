@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 
-from dengine_sm.kv.commands import Command, CompareAndSwap, Delete, Put, encode_command
+from dengine_sm.kv.commands import Change, CompareAndSwap, Delete, Put, encode_command
 from dengine_sm.model import Limits, ReadConsistency
 from dengine_sm.server import client_api_pb2 as pb
 from dengine_sm.server import client_api_pb2_grpc as pb_grpc
@@ -126,7 +126,7 @@ def _failed(exc: Exception, call: str) -> pb.ClientResponse:
     return pb.ClientResponse(error=failure.error_code, metadata=failure.metadata())
 
 
-def _command_of(request: pb.ClientWriteRequest) -> Command:
+def _command_of(request: pb.ClientWriteRequest) -> Change:
     write = request.command
     match write.WhichOneof("operation"):
         case "insert":

@@ -3,10 +3,12 @@
 The directory holds the manifest and `entries.cbor`, a CBOR sequence (RFC 8742) of
 
     header  = ["kv-portable", 1, [term, index], clock_ms]
+            / ["kv-portable", 1, [term, index], clock_ms, [[id, sequence, succeeded, last_used]...]]
     block   = [[key...], [value...], [[position, deadline_ms]...]]
     trailer = [number of entries in all blocks]
 
-Keys rise strictly by their bytes through all blocks. A block is closed by the entry that
+The fifth field of the header are the sessions by rising id, if there are any. Keys rise
+strictly by their bytes through all blocks. A block is closed by the entry that
 brings it to 1024 entries or to 1 MiB of keys and values, so that where blocks end
 depends on the state alone.
 
@@ -16,7 +18,7 @@ Source: CONTRACT SNAP-11, SNAP-13.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
@@ -59,12 +61,28 @@ class Block:
 
 
 @attrs.frozen
+class SessionRow:
+    """A client's session: the newest command of it and what that gave."""
+
+    session_id: int
+    """Index of the entry that opened it."""
+    sequence: int
+    """The highest one executed; 0 before the first."""
+    succeeded: bool
+    """Whether the command of that sequence was `APPLIED`; False before the first."""
+    last_used: int
+    """Index of the entry that executed it, or that opened the session."""
+
+
+@attrs.frozen
 class PortableSnapshot:
     """A portable snapshot that is being read."""
 
     last_included: LogId
     clock_ms: int
     """The log's clock after `last_included`."""
+    sessions: list[SessionRow]
+    """By rising id."""
     blocks: Iterator[Block]
     """To be read once; one block at a time is in memory."""
 
@@ -80,6 +98,7 @@ def write_portable(
     last_included: LogId,
     clock_ms: int,
     entries: Iterable[Row],
+    sessions: Sequence[SessionRow] = (),
     should_stop: Callable[[], bool] = never,
     on_progress: Callable[[int], None] | None = None,
     fs: FileSystem | None = None,
@@ -91,6 +110,7 @@ def write_portable(
         last_included: the entry the state belongs to.
         clock_ms: the log's clock at that entry.
         entries: `(key, value, deadline_ms or None)`, rising strictly by key bytes.
+        sessions: the sessions of clients, by rising id.
         should_stop: asked between blocks, from the calling thread.
         on_progress: told after each block how many entries are written so far.
         fs: the file system to write through.
@@ -112,6 +132,8 @@ def write_portable(
         try:
             with NewFile(directory / ENTRIES_NAME, fs) as stream:
                 header = [_MAGIC, _VERSION, pack_log_id(last_included), clock_ms]
+                if sessions:
+                    header.append([_pack_session(session) for session in sessions])
                 stream.write(encode(header))
                 total = 0
                 for block in _blocks(entries, directory):
@@ -142,7 +164,7 @@ def read_portable(directory: Path) -> PortableSnapshot:
     path = directory / ENTRIES_NAME
     manifest, _ = read_manifest(directory)
     with storage_errors(path, "read the snapshot", "it was not used"), open_regular(path) as stream:
-        last_included, clock_ms = _unpack_header(path, next(_items(path, stream), None))
+        last_included, clock_ms, sessions = _unpack_header(path, next(_items(path, stream), None))
     if manifest.last_included != last_included:
         raise damaged(
             path,
@@ -151,7 +173,7 @@ def read_portable(directory: Path) -> PortableSnapshot:
             expected=manifest.last_included,
             observed=last_included,
         )
-    return PortableSnapshot(last_included, clock_ms, _read_blocks(path))
+    return PortableSnapshot(last_included, clock_ms, sessions, _read_blocks(path))
 
 
 def _prepare(directory: Path, fs: FileSystem) -> bool:
@@ -237,14 +259,47 @@ def _items(path: Path, stream: IO[bytes]) -> Iterator[Any]:
         raise damaged(path, str(exc)) from exc
 
 
-def _unpack_header(path: Path, item: Any) -> tuple[LogId, int]:
+def _unpack_header(path: Path, item: Any) -> tuple[LogId, int, list[SessionRow]]:
     match item:
-        case [str(magic), int(version), log_id, int(clock_ms)] if (
+        case [str(magic), int(version), log_id, int(clock_ms), *rest] if (
             magic == _MAGIC and version == _VERSION and type(clock_ms) is int
         ):
             with suppress(ValueError):
-                return unpack_log_id(log_id), clock_ms
+                last_included = unpack_log_id(log_id)
+                return last_included, clock_ms, _unpack_sessions(rest, last_included.index)
     raise damaged(path, "does not begin with the header of a portable snapshot")
+
+
+def _pack_session(session: SessionRow) -> list[int]:
+    return [session.session_id, session.sequence, int(session.succeeded), session.last_used]
+
+
+def _unpack_sessions(rest: list[Any], last_index: int) -> list[SessionRow]:
+    """Return the sessions in what follows a header's clock.
+
+    Raises:
+        ValueError: it is something else, or no state can hold them.
+    """
+    match rest:
+        case []:
+            return []
+        case [[_, *_] as items]:
+            sessions = [_unpack_session(item, last_index) for item in items]
+            uses = {session.last_used for session in sessions}
+            if _rises([session.session_id for session in sessions]) and len(uses) == len(sessions):
+                return sessions
+    raise ValueError("not the sessions of a state")
+
+
+def _unpack_session(item: Any, last_index: int) -> SessionRow:
+    match item:
+        case [int(session_id), int(sequence), 0 | 1 as succeeded, int(last_used)] if (
+            set(map(type, item)) == {int}
+            and 1 <= session_id <= last_used <= last_index
+            and 0 <= sequence < 1 << 64
+        ):
+            return SessionRow(session_id, sequence, succeeded == 1, last_used)
+    raise ValueError(f"not a session: {item!r}")
 
 
 def _read_blocks(path: Path) -> Iterator[Block]:

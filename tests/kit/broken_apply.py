@@ -34,6 +34,7 @@ class _WithExecution(SoundMemoryMachine):
             clock_ms=self._clock_ms,
             timed_keys=self._timed_keys,
             next_deadline=self._next_deadline,
+            sessions=self._session_count,
         )
 
 

@@ -164,6 +164,35 @@ class ReplacesTwoFilesOneAfterTheOther(Machine):
         super().__init__(TwoWritesStore(directory))
 
 
+class SessionsAtCloseStore(FileStore):
+    """Writes the rows of sessions when it is closed."""
+
+    def open(self) -> None:
+        super().open()
+        self.late: dict[bytes, bytes | None] = {}
+
+    def write(self, batch: WriteBatch) -> None:
+        late = {key: row for key, row in batch.internal.items() if key[:2] in (b"s/", b"u/")}
+        rest = {key: row for key, row in batch.internal.items() if key not in late}
+        super().write(WriteBatch(batch.data, rest))
+        self._ram.write(WriteBatch(internal=dict(late)))
+        self.late |= late
+
+    def close(self) -> None:
+        if self.late:
+            super().write(WriteBatch(internal=self.late))
+            self.late = {}
+        super().close()
+
+
+@breaks("CRASH-1")
+class WritesSessionsOnlyWhenStopped(Machine):
+    """The data is written at once, what sessions have executed when the machine is stopped."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(SessionsAtCloseStore(directory))
+
+
 # CRASH-2: what was promised durable is lost
 
 

@@ -26,6 +26,7 @@ from dengine_sm.kv.execution import (
     Execution,
     unpack_deadline,
 )
+from dengine_sm.kv.sessions import Sessions, pack_session_id
 from dengine_sm.model import Durability
 
 
@@ -62,6 +63,44 @@ class EvictsInHashOrder(_WithExecution):
     """Makes room by removing the first key of a set."""
 
     execution = _EvictingExecution
+
+
+class _ForgettingExecution(Execution):
+    def __init__(self, *args, **counts):
+        super().__init__(*args, **counts)
+        self.sessions.find = self._find
+
+    def _find(self, session_id):
+        session = Sessions.find(self.sessions, session_id)
+        return session and attrs.evolve(session, sequence=0)
+
+
+@breaks("DET-1", durability=TRANSIENT)
+class ExecutesRepetitions(_WithExecution):
+    """Has sessions, and never asks what their last sequence was."""
+
+    execution = _ForgettingExecution
+
+
+class _OldestSessions(Sessions):
+    def record(self, session, index, sequence, succeeded):
+        super().record(session, index, sequence, succeeded)
+        last, session_id = pack_session_id(index), pack_session_id(session.session_id)
+        self._internal[b"u/" + last] = None
+        self._internal[b"u/" + session_id] = session_id
+
+
+class _OldestExecution(Execution):
+    def __init__(self, store, limits, *, sessions, **counts):
+        super().__init__(store, limits, sessions=sessions, **counts)
+        self._sessions = _OldestSessions(store, self.batch, sessions, limits.max_sessions)
+
+
+@breaks("DET-1", durability=TRANSIENT)
+class EvictsTheOldestSession(_WithExecution):
+    """Makes room by closing the session that was opened first, however lately it was used."""
+
+    execution = _OldestExecution
 
 
 @breaks("DET-1", durability=TRANSIENT)

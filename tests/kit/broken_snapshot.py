@@ -15,9 +15,11 @@ from broken_base import SoundMemoryMachine, breaks
 from dengine_sm.codec import decode, encode, pack_log_id
 from dengine_sm.errors import ConcurrentApplyError, SnapshotLabelError
 from dengine_sm.kv.machine import APPLIED, _entries
+from dengine_sm.kv.sessions import stored_sessions
 from dengine_sm.model import Durability, LogId, SnapshotMetadata
 from dengine_sm.snapshot import (
     PORTABLE_FORMAT,
+    SessionRow,
     read_manifest,
     write_portable,
 )
@@ -54,7 +56,11 @@ class InParts:
             last_included=last_included,
             clock_ms=clock_ms,
             entries=self.entries(view, timed_keys),
+            sessions=self.sessions(view),
         )
+
+    def sessions(self, view: Any) -> list[SessionRow]:
+        return list(stored_sessions(view))
 
     def clock_of(self, view: Any) -> tuple[int, int]:
         row = view.get_internal(APPLIED)

@@ -135,6 +135,14 @@ class ClockLostInSnapshots(HandWritten):
 
 
 @breaks("SNAP-9", **TRANSIENT)
+class SessionsLostInSnapshots(HandWritten):
+    """Writes keys, values and deadlines, and no sessions."""
+
+    def sessions(self, view):
+        return []
+
+
+@breaks("SNAP-9", **TRANSIENT)
 class DeadlinesLaterAfterInstall(SoundMemoryMachine):
     """Gives every key some time more when it installs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from broken_base import SoundFileMachine, breaks
 from broken_snapshot import TRANSIENT, HandWritten, InParts
 from sound_sqlite import SoundSQLiteMachine
 
-from dengine_sm.codec import decode, encode, pack_log_id
+from dengine_sm.codec import decode, decode_sequence, encode, pack_log_id
 from dengine_sm.errors import ConcurrentApplyError
 from dengine_sm.kv.machine import _entries
 from dengine_sm.snapshot import (
     PORTABLE_FORMAT,
+    SessionRow,
     read_portable,
     seal_snapshot,
     verify_snapshot,
@@ -77,9 +79,10 @@ class BlocksOfItsOwnSize(HandWritten):
         super().write(view, directory, last_included)
         path = directory / "entries.cbor"
         (directory / "manifest.cbor").unlink()
-        clock_ms, timed_keys = self.clock_of(view)
+        _, timed_keys = self.clock_of(view)
         rows = list(_entries(view, timed_keys))
-        items: list[Any] = [["kv-portable", 1, pack_log_id(last_included), clock_ms]]
+        header = decode_sequence(io.BytesIO(path.read_bytes()))
+        items: list[Any] = [next(header)]
         for start in range(0, len(rows), 4):
             keys, values, deadlines = zip(*rows[start : start + 4], strict=True)
             timed = [[i, deadline] for i, deadline in enumerate(deadlines) if deadline is not None]
@@ -94,7 +97,9 @@ class HashOrderInTheSnapshot(HandWritten):
 
     def write(self, view, directory, last_included):
         rows = sorted(super().entries(view, 1), key=lambda row: hash(row[0]))
-        content = encode([pack_log_id(last_included), *self.clock_of(view), rows])
+        sessions = [attrs.astuple(session) for session in self.sessions(view)]
+        clock_ms, _ = self.clock_of(view)
+        content = encode([pack_log_id(last_included), clock_ms, sessions, rows])
         directory.mkdir(exist_ok=True)
         (directory / "entries.cbor").write_bytes(content)
         return seal_snapshot(directory, format=PORTABLE_FORMAT, last_included=last_included)
@@ -102,7 +107,7 @@ class HashOrderInTheSnapshot(HandWritten):
     def _install(self, metadata, directory):
         try:
             verify_snapshot(directory, metadata, formats=[PORTABLE_FORMAT])
-            _, clock_ms, _, rows = decode((directory / "entries.cbor").read_bytes())
+            _, clock_ms, sessions, rows = decode((directory / "entries.cbor").read_bytes())
         except ValueError:  # written by another backend
             super()._install(metadata, directory)
             return
@@ -112,6 +117,7 @@ class HashOrderInTheSnapshot(HandWritten):
                 last_included=metadata.last_included,
                 clock_ms=clock_ms,
                 entries=[tuple(row) for row in sorted(rows)],
+                sessions=[SessionRow(*session) for session in sessions],
             )
             super()._install(attrs.evolve(metadata, checksum=checksum), Path(scratch))
         self.update_last_snapshot_metadata(metadata)

@@ -8,11 +8,12 @@ import attrs
 from hypothesis import strategies as st
 
 from dengine_sm.conformance.checks.apply import short_or_long
+from dengine_sm.conformance.checks.disturbances import EVENTS, disturb
 from dengine_sm.conformance.follower import Follower, call_of, chunk_ends
 from dengine_sm.conformance.key_value import KeyValueModel
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.profile import Profile
-from dengine_sm.conformance.trial import Check, Trial, take_snapshot
+from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import expect_equal
 from dengine_sm.conformance.workload import FIRST_TIMESTAMP_MS
 from dengine_sm.contract import StateMachine
@@ -24,7 +25,6 @@ _TTLS_MS = (1, 2, 3, 10)
 _IDLE_S = 0.03
 """What a timer of a few milliseconds needs to go off; a right machine has none."""
 _MANY = 10_000
-_EVENTS = ("restart", "install", "replay")
 
 
 @attrs.define
@@ -185,14 +185,14 @@ async def what_happens_in_between_moves_no_deadline(trial: Trial) -> None:
         Entry(i, 1, t + at_ms, encode_command(command) if command else b"")
         for i, (at_ms, command) in enumerate(commands, start=1)
     ]
-    for event in _EVENTS:
+    for event in EVENTS:
         for disturbed in (5, 6, 8):
             follower = Follower(Oracle(trial.subject.workload, log), trial.open())
             for last in range(1, len(log) + 1):
                 await follower.follow("DET-3", last)
                 follower.check("DET-3")
                 if last == disturbed:
-                    await _disturb(trial, follower, event)
+                    await disturb("DET-3", trial, follower, event)
             trial.stop_all()
 
 
@@ -214,7 +214,7 @@ def _steps() -> st.SearchStrategy[_Step]:
         st.builds(CompareAndSwap, keys, expected, expected),
         st.builds(Delete, keys),
     )
-    events = st.sampled_from(("", "", "", "", "", "", *_EVENTS))
+    events = st.sampled_from(("", "", "", "", "", "", *EVENTS))
     data = commands.map(encode_command) | st.just(b"")
     return st.builds(_Step, data, st.sampled_from((0, 1, 2, 5, -3)), events)
 
@@ -237,32 +237,9 @@ def deadlines_survive_everything_exactly(trial: Trial) -> None:
         for last in chunk_ends(len(log), sizes):
             await follower.follow("DET-3", last)
             follower.check("DET-3")
-            await _disturb(trial, follower, steps[last - 1].event)
+            await disturb("DET-3", trial, follower, steps[last - 1].event)
 
     trial.evidence["examples"] = trial.effort.examples
-
-
-async def _disturb(trial: Trial, follower: Follower, event: str) -> None:
-    """Let something happen to the machine that must not move any deadline."""
-    __tracebackhide__ = True
-    machine = follower.machine
-    match event:
-        case "restart" if not trial.subject.is_transient:
-            follower.restart()
-        case "install":
-            directory = trial.directory("snapshot") / "data"
-            metadata = await take_snapshot(machine, directory)
-            follower.machine = trial.open()
-            follower.history.append("snapshot, installed in a new machine")
-            await follower.machine.apply_snapshot_from_file(metadata, directory)
-            machine.stop()
-        case "replay":
-            applied, follower.applied = follower.applied, 0
-            follower.machine = trial.open()
-            follower.history.append("a new machine, which begins at index 1")
-            await follower.follow("DET-3", applied)
-            machine.stop()
-    follower.check("DET-3")
 
 
 async def many_later_deadlines_starve_no_due_one(trial: Trial) -> None:

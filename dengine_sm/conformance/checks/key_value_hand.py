@@ -7,10 +7,8 @@ from typing import Any
 
 from dengine_sm.conformance.workload import FIRST_TIMESTAMP_MS
 from dengine_sm.contract import StateMachine
-from dengine_sm.kv.commands import CompareAndSwap, Delete, Put, encode_command
+from dengine_sm.kv.commands import Command, encode_command
 from dengine_sm.model import ApplyResult, Entry, LogId, Outcome
-
-Command = Put | Delete | CompareAndSwap
 
 
 class Hand:

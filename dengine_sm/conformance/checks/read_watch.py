@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 
-from dengine_sm.conformance.checks.key_value_hand import Command, entries_of
+from dengine_sm.conformance.checks.key_value_hand import entries_of
 from dengine_sm.conformance.key_value import KeyValueModel
 from dengine_sm.conformance.oracle import Oracle
 from dengine_sm.conformance.readers import Readers
 from dengine_sm.conformance.trial import Trial
 from dengine_sm.conformance.violation import Violation, violates
 from dengine_sm.contract import StateMachine
-from dengine_sm.kv.commands import Delete, Put
+from dengine_sm.kv.commands import Command, Delete, Put
 from dengine_sm.model import Entry, Limits
 
 

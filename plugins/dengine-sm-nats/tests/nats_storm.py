@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import nats
+from dengine_sm_nats.connection import connect, patiently
 from dengine_sm_nats.frames import Commands, UnreadableMessageError, decode_frame
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.published import SnapshotBoard
+from dengine_sm_nats.reader import Reader
 from dengine_sm_nats.servers import LocalServers
 from nats_nodes import NodeProcess
 from proxy import Network
@@ -47,6 +48,8 @@ class Recorder:
     """What clients asked for and saw, by one clock."""
 
     operations: list[dict[str, Any]] = attrs.field(factory=list)
+    dropped: list[dict[str, Any]] = attrs.field(factory=list)
+    """Reads that failed, and writes that were told not to have happened."""
     acknowledged: set[bytes] = attrs.field(factory=set)
     last_ack_s: float = attrs.field(factory=time.monotonic)
     longest_gap_s: float = 0.0
@@ -71,6 +74,8 @@ class Cluster:
     nodes: list[NodeProcess] = attrs.field(init=False)
 
     async def start(self) -> None:
+        # Of keys that an earlier storm wrote, the checker would know nothing.
+        assert not self.directory.exists() or not list(self.directory.iterdir()), self.directory
         self.servers = LocalServers(self.directory / "servers", 3)
         self.network = Network(self.servers)
         urls = [f"nats://127.0.0.1:{port}" for port in self.network.clients]
@@ -146,6 +151,8 @@ async def work_registers(
                         recorder.operations.append(operation)
                     else:
                         recorder.refused += 1
+                        operation["refused"] = str(exc)
+                        recorder.dropped.append(operation)
                     await asyncio.sleep(0.05)
                     break
                 operation["returned"] = time.monotonic()
@@ -353,46 +360,36 @@ async def judge(cluster: Cluster, recorder: Recorder) -> dict[str, Any]:
 
 
 async def read_log(cluster: Cluster) -> tuple[int, int]:
-    """Count what the stream holds, without any code of the log but its codec.
+    """Count what the stream holds, from the older published snapshot on.
 
     Returns:
         How many messages are in it twice, and the index of the last command.
     """
-    client = await nats.connect(list(cluster.servers.urls))
+    options = NatsLogOptions(servers=list(cluster.servers.urls))
+    client = await connect(options, "judge")
     try:
         js = client.jetstream()
-        board = SnapshotBoard(js, NatsLogOptions(servers=list(cluster.servers.urls)))
+        board = SnapshotBoard(js, options)
         await board.open()
         published = await board.published()
-        state = (await js.stream_info(STREAM)).state
-        start = published[-1].position if published else None
-        index = start.index if start else 0
-        counted_from = start.sequence + 1 if start else 1
+        index, sequence = 0, 0
+        if published:
+            index, sequence = published[-1].position.index, published[-1].position.sequence
+        last = (await patiently(lambda: js.stream_info(STREAM), 30)).state.last_seq
         seen: Counter[tuple[bytes, int]] = Counter()
-        sequence = state.first_seq
-        assert sequence <= counted_from, (sequence, counted_from)
-        consumer = await js.pull_subscribe(
-            f"dengine.{STREAM}.log",
-            stream=STREAM,
-            config=nats.js.api.ConsumerConfig(
-                ack_policy=nats.js.api.AckPolicy.NONE, num_replicas=1, mem_storage=True
-            ),
-        )
-        while sequence <= state.last_seq:
-            for message in await consumer.fetch(1000, timeout=5):
-                assert message.metadata.sequence.stream == sequence
+        batches = Reader(client, js, STREAM, sequence + 1, 3.0).batches()
+        while sequence < last:
+            for message in await anext(batches):
+                sequence = message.sequence
                 try:
                     frame = decode_frame(message.data)
                 except UnreadableMessageError:
-                    count = 1
-                else:
-                    count = 0
-                    if isinstance(frame, Commands):
-                        seen[frame.sender, frame.number] += 1
-                        count = len(frame.payloads)
-                if sequence >= counted_from:
-                    index += count
-                sequence += 1
+                    index += 1
+                    continue
+                if isinstance(frame, Commands):
+                    seen[frame.sender, frame.number] += 1
+                    index += len(frame.payloads)
+        await batches.aclose()
         return sum(number - 1 for number in seen.values()), index
     finally:
         await client.close()
@@ -458,6 +455,9 @@ async def storm(
         stop.set()
         await asyncio.gather(*clients)
         report = await judge(cluster, recorder)
+        (directory / "operations.txt").write_text(
+            "\n".join(map(repr, recorder.operations + recorder.dropped))
+        )
         report["wrong"] = await asyncio.to_thread(linearizable, recorder)
         report |= {
             "seconds": round(time.monotonic() - began_s),

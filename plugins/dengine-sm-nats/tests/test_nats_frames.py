@@ -23,13 +23,13 @@ from dengine_sm.codec import encode
 NUMBERS = st.integers(0, 2**63)
 SENDERS = st.binary(min_size=8, max_size=8)
 FRAMES = st.one_of(
-    st.builds(Commands, SENDERS, NUMBERS, st.lists(st.binary(max_size=300), min_size=1)),
+    st.builds(Commands, SENDERS, NUMBERS, NUMBERS, st.lists(st.binary(max_size=300), min_size=1)),
     st.builds(Barrier, SENDERS, NUMBERS),
     st.builds(Mark, SENDERS, NUMBERS, NUMBERS),
     st.builds(Digest, st.text(), st.binary(), NUMBERS, NUMBERS, st.text(), st.binary()),
 )
 SAMPLES = [
-    Commands(b"12345678", 7, [b"", b"\x84\x01AkAv\xf6", b"x" * 40]),
+    Commands(b"12345678", 7, 1_700_000_000_000, [b"", b"\x84\x01AkAv\xf6", b"x" * 40]),
     Barrier(b"12345678", 300),
     Mark(b"12345678", 7, 70_000),
     Digest("n0", b"i" * 16, 1, 4711, "kv-portable/1", b"c" * 32),

@@ -140,7 +140,8 @@ FOREIGN = {
     "another program's": b"hello",
     "empty": b"",
     "looks like ours": MAGIC + b"\0\0\0\0garbage",
-    "damaged": encode_frame(Commands(b"12345678", 1, [b"a", b"b", b"c"]))[:-1] + b"x",
+    "damaged": encode_frame(Commands(b"12345678", 1, 0, [b"a", b"b", b"c"]))[:-1] + b"x",
+    "held up on its way": encode_frame(Commands(b"12345678", 1, 0, [put(b"a"), put(b"b")])),
 }
 
 
@@ -168,6 +169,19 @@ async def test_what_is_none_of_ours_counts_as_one_rejected_entry_on_every_node(
         assert [put(b"before"), UNREADABLE_COMMAND, UNREADABLE_COMMAND, put(b"after")] == [
             entry.data for entry in entries
         ]
+
+
+async def test_commands_that_arrive_too_late_are_told_to_be_rejected(
+    tmp_path, server, stream, monkeypatch
+):
+    async with followed_log(tmp_path, server, stream) as one:
+        await one.log.append([b"in time"])
+        now_ms = one.log._clock.now_ms
+        monkeypatch.setattr(one.log._clock, "now_ms", lambda: now_ms() - 61_000)
+        with pytest.raises(CommitLogError, match=r"reached the log 61 s after they were sent"):
+            await one.log.append([b"late"] * 3)
+
+        assert [entry.data for entry in await one.until(2)] == [b"in time", UNREADABLE_COMMAND]
 
 
 async def test_a_restart_counts_on_from_its_positions(tmp_path, server, stream):

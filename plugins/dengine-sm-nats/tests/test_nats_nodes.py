@@ -208,5 +208,5 @@ async def test_a_node_that_fell_behind_a_purge_while_it_runs_installs_and_goes_o
 async def acknowledged(node: Node, count: int) -> None:
     """Return once so many messages of a node are in the stream, and not read back."""
     async with asyncio.timeout(20):
-        while sum(one.sequence is not None for one in node._log._sent.values()) < count:
+        while sum(one.sequence is not None for one in node._log._outbox._sent.values()) < count:
             await asyncio.sleep(0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import attrs
 import pytest
+from click.testing import CliRunner
 from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.seed import seed_stream
 from dengine_sm_nats.servers import LocalServers
@@ -22,6 +25,7 @@ from dengine_sm import (
     Outcome,
     SnapshotError,
 )
+from dengine_sm.cli import exit_codes, main
 from dengine_sm.config import NodeSection, SnapshotSection, StateMachineSection
 from dengine_sm.kv import Put, encode_command
 
@@ -202,3 +206,27 @@ async def test_without_its_snapshot_a_seeded_stream_is_refused(tmp_path, server)
     node = NodeBuilder(config).build()
     with pytest.raises(LogGapError, match="the log begins at index 102"):
         await node.start()
+
+
+def test_the_command_begins_a_stream_once(tmp_path, server):
+    archive, content = asyncio.run(single_node_archive(tmp_path))
+    config = node_config(tmp_path, server, "by-command")
+    options = "".join(f"{k} = {json.dumps(v)}\n" for k, v in config.log.options.items())
+    file = tmp_path / "node.toml"
+    file.write_text(f'[log]\nengine = "nats"\n[log.options]\n{options}')
+    command = ["cluster", "seed", "--config", str(file), "--archive", str(archive)]
+
+    first = CliRunner().invoke(main, [*command, "--json"])
+    again = CliRunner().invoke(main, command)
+
+    assert first.exit_code == 0, first.output
+    seeded = {"event": "seeded", "stream": "by-command", "term": 4, "index": 303}
+    assert seeded == json.loads(first.stdout)
+    assert again.exit_code == exit_codes.STORAGE
+    assert "stream 'by-command' exists" in again.stderr
+
+    async def joined() -> list:
+        async with NodeBuilder(config).build() as node:
+            return await content_of(node)
+
+    assert content == asyncio.run(joined())

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from dengine_sm import CommitLog, LogEngine, hookimpl
+from dengine_sm import CliCommand, CommitLog, LogEngine, hookimpl
 from dengine_sm_nats.options import NatsLogOptions
 
-__all__ = ["NatsLogOptions", "create_nats_log", "dengine_sm_commit_logs"]
+__all__ = [
+    "NatsLogOptions",
+    "create_cluster_command",
+    "create_nats_log",
+    "dengine_sm_commands",
+    "dengine_sm_commit_logs",
+]
 
 
 def create_nats_log(log_dir: Path, options: NatsLogOptions | None = None) -> CommitLog:
@@ -29,3 +36,17 @@ def dengine_sm_commit_logs() -> list[LogEngine]:
             summary="replicated by a NATS JetStream stream on three or five servers",
         )
     ]
+
+
+def create_cluster_command() -> Any:
+    """Return the group `dengine-sm cluster`."""
+    from dengine_sm_nats.cli import cluster
+
+    return cluster
+
+
+@hookimpl
+def dengine_sm_commands() -> list[CliCommand]:
+    """Describe the commands to the loader."""
+    summary = "run servers and nodes on this machine, check a cluster, or begin one with a state"
+    return [CliCommand("cluster", create_cluster_command, summary=summary)]

@@ -38,11 +38,12 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     Raises:
         CommitLogError: none answers, the credentials are refused, or it is too old.
     """
-    # Each once: servers that refuse may also just hang up at the next attempt.
-    told: dict[str, None] = {}
+    last_error: list[Exception] = []
 
     async def note(error: Exception) -> None:
-        told[_told(error)] = None
+        # A refusal is followed by the end of the connection, which would say nothing.
+        if not (last_error and _is_refusal(last_error[0])):
+            last_error[:] = [error]
         logger.debug("connection to %s: %s", ", ".join(options.servers), error)
 
     settings: dict[str, Any] = {
@@ -67,16 +68,22 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
     except (TimeoutError, OSError, nats.errors.Error) as exc:
         with contextlib.suppress(Exception):
             await client.close()
-        why = "; ".join(told) if told and isinstance(exc, TimeoutError) else _told(exc)
+        refused = bool(last_error) and _is_refusal(last_error[0])
+        why = last_error[0] if last_error and (refused or isinstance(exc, TimeoutError)) else exc
         raise CommitLogError(
             f"none of the servers {', '.join(options.servers)} lets this node in within "
-            f"{options.connect_timeout_s} s: {why}; nothing was changed"
+            f"{options.connect_timeout_s} s: {_told(why)}; nothing was changed"
         ) from exc
     server = f"server {client.connected_url.netloc if client.connected_url else '?'}"
     if findings := check_version(server, _version_of(client)):
         await client.close()
         raise CommitLogError(f"{findings[0]} Nothing was changed")
     return client
+
+
+def _is_refusal(error: Exception) -> bool:
+    # The library has no type for it.
+    return "authorization" in str(error).lower()
 
 
 def _version_of(client: Client) -> str:

@@ -3,7 +3,7 @@
 A message is `DSML`, the CRC32C of the rest (4 bytes, big endian), and a CBOR array that
 begins with the codec version and the kind:
 
-    [1, 1, sender, number, [command, ...]]            commands
+    [1, 1, sender, number, sent_ms, [command, ...]]   commands
     [1, 2, sender, number]                            a read barrier
     [1, 3, sender, number, after]                     a place for snapshots
     [1, 4, node, sender, term, index, format, checksum]  what a node holds at an index
@@ -41,6 +41,12 @@ class Commands:
 
     sender: bytes
     number: int
+    sent_ms: int
+    """When it was sent first, by the stream's clock as the sender knew it.
+
+    One that arrives much later counts as rejected: the servers may have forgotten that they
+    had it before.
+    """
     payloads: Sequence[bytes]
 
 
@@ -99,8 +105,8 @@ def added_bytes(payloads: Sequence[bytes]) -> int:
 def encode_frame(frame: Frame) -> bytes:
     """Return the message that holds a frame."""
     match frame:
-        case Commands(sender, number, payloads):
-            fields = [VERSION, _COMMANDS, sender, number, list(payloads)]
+        case Commands(sender, number, sent_ms, payloads):
+            fields = [VERSION, _COMMANDS, sender, number, sent_ms, list(payloads)]
         case Barrier(sender, number):
             fields = [VERSION, _BARRIER, sender, number]
         case Mark(sender, number, after):
@@ -146,10 +152,10 @@ def decode_frame(message: bytes) -> Frame:
 
 def _from_fields(fields: object) -> Frame | None:
     match fields:
-        case [1, 1, bytes(sender), int(number), list(payloads)] if set(map(type, payloads)) == {
-            bytes
-        }:
-            return Commands(sender, number, payloads)
+        case [1, 1, bytes(sender), int(number), int(sent_ms), list(payloads)] if set(
+            map(type, payloads)
+        ) == {bytes}:
+            return Commands(sender, number, sent_ms, payloads)
         case [1, 2, bytes(sender), int(number)]:
             return Barrier(sender, number)
         case [1, 3, bytes(sender), int(number), int(after)]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,19 +20,18 @@ from nats.js import JetStreamContext
 
 from dengine_sm import (
     CommitLogError,
-    DEngineError,
     Entry,
     LogGapError,
     LogId,
     LogIdRange,
     NotRunningError,
-    ProposalOutcomeUnknown,
+    SnapshotMark,
     SnapshotMetadata,
     StateDivergenceError,
 )
 from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
-from dengine_sm.log.contract import SnapshotMark
 from dengine_sm_nats.checks import refuse_lazy_servers
+from dengine_sm_nats.clock import StreamClock
 from dengine_sm_nats.connection import connect, server_errors
 from dengine_sm_nats.divergence import StateComparison
 from dengine_sm_nats.frames import (
@@ -47,7 +45,6 @@ from dengine_sm_nats.frames import (
     UnreadableMessageError,
     added_bytes,
     decode_frame,
-    encode_frame,
 )
 from dengine_sm_nats.identity import (
     keep_alarm,
@@ -56,18 +53,18 @@ from dengine_sm_nats.identity import (
     refuse_foreign_directory,
 )
 from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
-from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.options import LATEST_ARRIVAL_S, NatsLogOptions
+from dengine_sm_nats.outbox import Outbox
 from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
 from dengine_sm_nats.reader import Message, Reader
+from dengine_sm_nats.room import Room
 from dengine_sm_nats.stream import open_stream, subject_of
 
 POSITIONS = "POSITIONS"
 UNREADABLE_COMMAND = b"\xff"
 """Stands for a message that is no frame: no CBOR item, so that `kv/1` rejects it (APPLY-7)."""
-_MESSAGE_BYTES = 120
-"""About what the servers store with a message beside its data."""
 _SAVE_EVERY = 1024
 """Messages between two writes of the positions: what a restart may have to count again."""
 
@@ -77,15 +74,37 @@ _FETCH_PAUSE_S = 0.5
 logger = logging.getLogger("dengine_sm_nats")
 
 
-@attrs.define(eq=False)
-class _Sent:
-    """A message that was not read back yet."""
+@attrs.define
+class _Items:
+    """What messages come to: entries, cut where a snapshot is to be taken."""
 
-    read_back: asyncio.Future[LogIdRange]
-    count: int
-    is_barrier: bool
-    sequence: int | None = None
-    """In the stream, once the servers have told."""
+    term: int
+    first_index: int
+    """Of the first entry that is wanted; what is before it was applied earlier."""
+    _items: list[Sequence[Entry] | SnapshotMark] = attrs.field(factory=list)
+    _entries: list[Entry] = attrs.field(factory=list)
+
+    def add(self, first_index: int, timestamp_ms: int, payloads: Sequence[bytes]) -> None:
+        """Add the entries of one message."""
+        applied = self.first_index - first_index
+        if applied > 0:
+            payloads, first_index = payloads[applied:], self.first_index
+        self._entries += map(
+            Entry, count(first_index), repeat(self.term), repeat(timestamp_ms), payloads
+        )
+
+    def mark(self, index: int) -> None:
+        """Add a mark behind an index."""
+        if index >= self.first_index - 1:
+            self.take()
+            self._items.append(SnapshotMark(index))
+
+    def take(self) -> list[Sequence[Entry] | SnapshotMark]:
+        """Return what came together, in order."""
+        if self._entries:
+            self._items.append(self._entries)
+            self._entries = []
+        return self._items
 
 
 class NatsLog:
@@ -107,20 +126,13 @@ class NatsLog:
         self._is_open = False
         self._following = False
         self._sender = b""
-        self._numbers = itertools.count(1)
         self._since_number = 0
-        self._sent: dict[int, _Sent] = {}
-        self._sending: set[asyncio.Task[None]] = set()
         self._position = Position(0, 0, 0)
         self._reader: Reader | None = None
         self._first_index = 1
         self._own_mark = 0
-        self._held_sequence = 0
-        self._size_bytes = 0
-        self._asked_index = 0
-        self._asking: asyncio.Task[None] | None = None
+        self._clock = StreamClock()
         self._saving = asyncio.Lock()
-        self._stall_check: asyncio.TimerHandle | None = None
         self._is_behind = False
         self._snapshot_index = 0
 
@@ -165,18 +177,27 @@ class NatsLog:
         self._stream = await open_stream(self._js, self.options)
         self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
-        self._size_bytes = self._stream.size_bytes
+        self._room = Room(self._js, self.options, self._stream.size_bytes, self.request_snapshot)
         self._take_up_counting()
         await self._learn_published()
         self._sender = secrets.token_bytes(8)
         self._comparison = StateComparison(self.name, self._identity)
-        self._publisher = Publisher(
+        publisher = Publisher(
             self._client,
             subject_of(self.options.stream),
             attempt_s=self.options.publish_timeout_s,
             outcome_s=self.options.outcome_timeout_s,
         )
-        await self._publisher.open()
+        await publisher.open()
+        self._outbox = Outbox(
+            self._sender,
+            self._stream.term,
+            publisher,
+            held=self._counted.newest.sequence,
+            on_stored=self._on_stored,
+            silence_s=lambda: self._reader.waiting_s if self._reader else 0.0,
+            patience_s=self.options.outcome_timeout_s,
+        )
         self._neighbours = Neighbours(self._client, self.options.stream, self._describe_self)
         await self._neighbours.join()
 
@@ -198,7 +219,6 @@ class NatsLog:
         """Learn from where the published snapshots let a node count on, with or without them."""
         for one in await self._board.published():
             self._counted.add(one.position)
-        self._held_sequence = self._counted.newest.sequence
         self._note_first(self._stream.first_sequence)
 
     def _note_first(self, first_sequence: int) -> None:
@@ -219,16 +239,9 @@ class NatsLog:
         self._is_open = False
         if self._reader is not None:
             self._reader.close()
-        if self._stall_check is not None:
-            self._stall_check.cancel()
-            self._stall_check = None
         await self._neighbours.leave()
-        self._publisher.close()
-        if self._sending:
-            await asyncio.wait(self._sending)
-        self._fail_sent("the commit log was closed")
-        if self._asking is not None:
-            await asyncio.wait((self._asking,))
+        await self._outbox.close()
+        await self._room.close()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
@@ -260,48 +273,13 @@ class NatsLog:
         self._require_open()
         if not payloads:
             raise ValueError("append: expected at least one payload")
-        number = next(self._numbers)
-        frame = Commands(self._sender, number, payloads)
         self._refuse_too_large(payloads)
-        if self._size_bytes >= self._most_bytes:
-            await self._refuse_full()
-        return await self._send(frame, number, len(payloads))
-
-    @property
-    def _most_bytes(self) -> int:
-        """Size from which the stream takes no more commands.
-
-        The rest is for what makes room again, and lets nodes start and read: a mark that the
-        servers refuse would never be followed by a purge.
-        """
-        return self.options.max_bytes - self.options.max_bytes // 8
-
-    async def _measure(self) -> None:
-        with server_errors("ask for the stream's size", "nothing was changed"):
-            info = await self._js.stream_info(self.options.stream)
-        self._size_bytes = info.state.bytes
-
-    async def _refuse_full(self) -> None:
-        """Refuse commands unless a purge has made room since; have the nodes take a snapshot."""
-        await self._measure()
-        if self._size_bytes < self._most_bytes:
-            return
-        if self._position.index > self._asked_index and (
-            self._asking is None or self._asking.done()
-        ):
-            self._asked_index = self._position.index
-            self._asking = asyncio.create_task(self._ask_for_room())
-        raise CommitLogError(
-            f"stream {self.options.stream!r} is full: {self._size_bytes} bytes, it takes commands "
-            f"up to {self._most_bytes} (7/8 of log.options.max_bytes); nothing was appended; it "
-            "takes them again once a snapshot lets it be purged"
+        if self._room.is_full:
+            await self._room.refuse_full(self._position.index)
+        sent_ms = self._clock.now_ms()
+        return await self._outbox.send(
+            lambda number: Commands(self._sender, number, sent_ms, payloads), len(payloads)
         )
-
-    async def _ask_for_room(self) -> None:
-        try:
-            await self.request_snapshot()
-        except DEngineError as exc:
-            logger.warning("stream %r is full, and no snapshot: %s", self.options.stream, exc)
 
     def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
         size_bytes, limit = sum(map(len, payloads)), self._client.max_payload
@@ -317,116 +295,19 @@ class NatsLog:
     async def read_barrier(self) -> int:
         """Publish a message without commands; return the index that was reached with it."""
         self._require_open()
-        number = next(self._numbers)
-        return (await self._send(Barrier(self._sender, number), number, 0)).last_index
+        ids = await self._outbox.send(lambda number: Barrier(self._sender, number))
+        return ids.last_index
 
     async def request_snapshot(self) -> None:
         """Publish a mark."""
         self._require_open()
-        number = next(self._numbers)
-        await self._send(Mark(self._sender, number, self._position.mark), number, 0)
-
-    async def _send(self, frame: Frame, number: int, count: int) -> LogIdRange:
-        read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
-        self._sent[number] = _Sent(read_back, count, isinstance(frame, Barrier))
-        task = asyncio.create_task(self._publish(encode_frame(frame), number))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
-        return await asyncio.shield(read_back)
-
-    async def _publish(self, message: bytes, number: int) -> None:
-        sent = self._sent[number]
-        # A caller that was cancelled leaves nobody to look at the error.
-        sent.read_back.add_done_callback(_look_at_error)
-        try:
-            sequence = await self._publisher.publish(message, f"{self._sender.hex()}:{number}")
-        except CommitLogError as exc:
-            if not sent.read_back.done():
-                sent.read_back.set_exception(exc)
-            self._sent.pop(number, None)
-            return
-        sent.sequence = sequence
-        if sequence <= self._held_sequence:
-            self._fail_lost(number, sent)
-            return
-        if self._reader is not None:
-            self._reader.expect(sequence)
-        if sequence <= self._position.sequence:
-            self._end_skipped(number, sent)
-        self._check_stall_later()
-
-    def _end_skipped(self, number: int, sent: _Sent) -> None:
-        """End what was committed, but is behind the place where reading went on."""
-        self._sent.pop(number, None)
-        if sent.read_back.done():
-            return
-        if sent.is_barrier:
-            # The snapshot holds everything that was committed before it.
-            index = self._position.index
-            sent.read_back.set_result(LogIdRange(self._stream.term, index + 1, 0))
-            return
-        sent.read_back.set_exception(
-            ProposalOutcomeUnknown(
-                f"{sent.count} commands are committed as message {sent.sequence}, but this "
-                "node installed a snapshot over it and does not know their results"
-            )
+        await self._outbox.send(
+            lambda number: Mark(self._sender, number, after=self._position.mark)
         )
 
-    def _fail_lost(self, number: int, sent: _Sent) -> None:
-        self._sent.pop(number, None)
-        if not sent.read_back.done():
-            sent.read_back.set_exception(
-                CommitLogError(
-                    f"stream {self.options.stream!r} stores a new message as {sent.sequence}, but "
-                    f"held message {self._held_sequence} before: it has lost what was "
-                    "acknowledged, such as by an older copy of the servers' stores; expected a "
-                    "stream that only grows; this node must not go on with it"
-                )
-            )
-
-    def _check_stall_later(self) -> None:
-        if self._stall_check is None:
-            loop = asyncio.get_running_loop()
-            self._stall_check = loop.call_later(self.options.outcome_timeout_s, self._check_stall)
-
-    def _check_stall(self) -> None:
-        """Fail what is committed when nothing comes from the servers to be read back."""
-        self._stall_check = None
-        acknowledged = {n: one for n, one in self._sent.items() if one.sequence is not None}
-        waited_s = self._reader.waiting_s if self._reader is not None else 0
-        if acknowledged and waited_s < self.options.outcome_timeout_s:
-            self._check_stall_later()
-            return
-        for number, sent in acknowledged.items():
-            self._sent.pop(number)
-            if not sent.read_back.done():
-                sent.read_back.set_exception(
-                    ProposalOutcomeUnknown(
-                        f"{sent.count} commands are committed as message {sent.sequence}, but no "
-                        f"server has delivered anything for {waited_s:.1f} s; their results are "
-                        "not known"
-                    )
-                )
-
-    def _fail_sent(self, why: str, error: Exception | None = None) -> None:
-        sent, self._sent = self._sent, {}
-        for one in sent.values():
-            if one.read_back.done():
-                continue
-            if one.is_barrier and error is not None:
-                # Nothing is in doubt: who asked wants to know what is wrong.
-                one.read_back.set_exception(error)
-            else:
-                one.read_back.set_exception(
-                    ProposalOutcomeUnknown(
-                        f"{why} before {one.count} commands were read back; they may be committed"
-                    )
-                )
-
-    def _came_back(self, number: int, first_index: int, length: int) -> None:
-        sent = self._sent.pop(number, None)
-        if sent is not None and not sent.read_back.done():
-            sent.read_back.set_result(LogIdRange(self._stream.term, first_index, length))
+    def _on_stored(self, sequence: int) -> None:
+        if self._reader is not None:
+            self._reader.expect(sequence)
 
     # Reading
 
@@ -450,8 +331,9 @@ class NatsLog:
                 expected_index=first_index,
                 observed_index=self._first_index,
             )
-        self._go_on_from(start)
-        self._since_number = next(self._numbers)
+        self._position = start
+        self._outbox.pass_over(start)
+        self._since_number = self._outbox.last_number
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -459,8 +341,7 @@ class NatsLog:
             start.sequence + 1,
             self.options.silence_s,
         )
-        for sent in self._sent.values():
-            reader.expect(sent.sequence or 0)
+        reader.expect(self._outbox.stored)
         batches = reader.batches()
         try:
             async for batch in batches:
@@ -472,19 +353,13 @@ class NatsLog:
             self._is_behind = True
             raise
         except Exception as exc:
-            self._fail_sent(f"reading the log ended ({exc!r})", exc)
+            self._outbox.fail_all(f"reading the log ended ({exc!r})", exc)
             raise
         finally:
             # One that was only forgotten may end after the next one has begun.
             if self._reader is reader:
                 self._reader = None
             await batches.aclose()
-
-    def _go_on_from(self, position: Position) -> None:
-        self._position = position
-        for number, sent in list(self._sent.items()):
-            if sent.sequence is not None and sent.sequence <= position.sequence:
-                self._end_skipped(number, sent)
 
     def _refuse_conflict(self) -> None:
         other = self._neighbours.conflict
@@ -497,46 +372,78 @@ class NatsLog:
     async def _read(
         self, batch: Sequence[Message], reader: Reader, first_index: int
     ) -> list[Sequence[Entry] | SnapshotMark]:
-        items: list[Sequence[Entry] | SnapshotMark] = []
-        entries: list[Entry] = []
+        self._clock.observe(batch[-1].timestamp_ms)
+        items = _Items(self._stream.term, first_index)
         for message in batch:
             frame = await self._frame_of(message, reader)
-            self._size_bytes += len(message.data) + _MESSAGE_BYTES
-            before = self._position
-            timestamp_ms = max(before.timestamp_ms, message.timestamp_ms)
-            payloads: Sequence[bytes] = ()
-            if isinstance(frame, Commands):
-                payloads = frame.payloads
-            elif frame is None:
-                payloads = (UNREADABLE_COMMAND,)
-            index = before.index + len(payloads)
-            counts = isinstance(frame, Mark) and frame.after == before.mark
-            mark = message.sequence if counts else before.mark
-            self._position = Position(message.sequence, index, timestamp_ms, mark)
-            if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
-                self._refuse_short_log(frame.number, index, first_index)
-                self._came_back(frame.number, before.index + 1, len(payloads))
-            if payloads:
-                new = _entries(before.index + 1, self._stream.term, timestamp_ms, payloads)
-                if before.index + 1 < first_index:
-                    new = new[first_index - before.index - 1 :]
-                entries += new
-            elif isinstance(frame, Mark) and counts and index >= first_index - 1:
-                if entries:
-                    items.append(entries)
-                    entries = []
-                items.append(SnapshotMark(index))
-                self._counted.add(self._position)
-                if frame.sender == self._sender:
-                    self._own_mark = index
-            elif isinstance(frame, Digest):
+            self._room.count(message.data)
+            self._count(message, frame, items)
+            if isinstance(frame, Digest):
                 await self._compare(frame)
             if message.sequence % _SAVE_EVERY == 0:
                 self._counted.add(self._position)
                 await self._save_positions()
-        if entries:
-            items.append(entries)
-        return items
+        return items.take()
+
+    def _count(self, message: Message, frame: Frame | None, items: _Items) -> None:
+        """Move on by one message."""
+        before = self._position
+        late = isinstance(frame, Commands) and self._refuse_late(frame, message)
+        payloads: Sequence[bytes] = ()
+        if frame is None or late:
+            payloads = (UNREADABLE_COMMAND,)
+        elif isinstance(frame, Commands):
+            payloads = frame.payloads
+        marks = isinstance(frame, Mark) and frame.after == before.mark
+        now = self._position = Position(
+            message.sequence,
+            before.index + len(payloads),
+            max(before.timestamp_ms, message.timestamp_ms),
+            message.sequence if marks else before.mark,
+        )
+        self._outbox.passed(now)
+        if payloads and now.index >= items.first_index:
+            items.add(before.index + 1, now.timestamp_ms, payloads)
+        if isinstance(frame, Mark) and marks:
+            items.mark(now.index)
+            self._note_mark(frame)
+        if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
+            if not payloads:
+                self._refuse_short_log(frame.number, now.index, items.first_index)
+            ids = LogIdRange(self._stream.term, before.index + 1, len(payloads))
+            self._outbox.came_back(frame.number, ids)
+
+    def _note_mark(self, mark: Mark) -> None:
+        # A snapshot is published with its position.
+        self._counted.add(self._position)
+        if mark.sender == self._sender:
+            self._own_mark = self._position.index
+
+    def _refuse_late(self, frame: Commands, message: Message) -> bool:
+        """Tell whether a message may be a second copy of one that the servers have forgotten.
+
+        Only from what is in the stream, so that all nodes say the same.
+        """
+        age_s = (message.timestamp_ms - frame.sent_ms) / 1000
+        if age_s <= LATEST_ARRIVAL_S:
+            return False
+        logger.warning(
+            "message %d of stream %r arrived %.0f s after it was sent: it counts as one rejected "
+            "command",
+            message.sequence,
+            self.options.stream,
+            age_s,
+        )
+        if frame.sender == self._sender:
+            self._outbox.refused(
+                frame.number,
+                CommitLogError(
+                    f"{len(frame.payloads)} commands reached the log {age_s:.0f} s after they were "
+                    f"sent, expected at most {LATEST_ARRIVAL_S} s: they are rejected, nothing was "
+                    "applied"
+                ),
+            )
+        return True
 
     async def _frame_of(self, message: Message, reader: Reader) -> Frame | None:
         """Return the message's frame; None counts as one entry that is rejected."""
@@ -603,8 +510,8 @@ class NatsLog:
                 "nothing was dropped"
             )
         published = await self._board.published()
-        await self._measure()
-        is_full = self._size_bytes >= self._most_bytes
+        await self._room.measure()
+        is_full = self._room.is_full
         if len(published) < (1 if is_full else 2):
             return
         for one in published:
@@ -629,7 +536,7 @@ class NatsLog:
         await self._save_positions()
         self._note_first(sequence)
         if is_full:
-            await self._measure()
+            await self._room.measure()
 
     async def advance_to(self, log_id: LogId) -> None:
         """Refuse a snapshot that this node cannot place in the stream; else do nothing."""
@@ -651,8 +558,7 @@ class NatsLog:
         digest = Digest(
             self.name, self._identity, last.term, last.index, metadata.format, metadata.checksum
         )
-        number = next(self._numbers)
-        await self._publisher.publish(encode_frame(digest), f"{self._sender.hex()}:{number}")
+        await self._outbox.store(lambda _: digest)
         before, self._snapshot_index = self._snapshot_index, last.index
         if position is None:
             return
@@ -731,14 +637,3 @@ class NatsLog:
                 for node, ago_s in sorted(nodes.items(), key=lambda item: item[0].name)
             ],
         }
-
-
-def _entries(
-    first_index: int, term: int, timestamp_ms: int, payloads: Sequence[bytes]
-) -> list[Entry]:
-    return list(map(Entry, count(first_index), repeat(term), repeat(timestamp_ms), payloads))
-
-
-def _look_at_error(future: asyncio.Future[LogIdRange]) -> None:
-    if not future.cancelled():
-        future.exception()

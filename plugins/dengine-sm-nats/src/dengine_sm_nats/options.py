@@ -10,6 +10,9 @@ import attrs
 _STREAM_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 DUPLICATE_WINDOW_S = 120.0
 """How long the servers know the id of a message; a retry must not come later."""
+LATEST_ARRIVAL_S = DUPLICATE_WINDOW_S / 2
+"""Age at which a message is rejected by all nodes. The rest of the window is for the servers'
+clocks to differ by."""
 
 
 def _some_servers(_: Any, attribute: attrs.Attribute[list[str]], value: list[str]) -> None:
@@ -50,12 +53,12 @@ def _one_of(*allowed: str) -> Any:
 
 
 def _more_than_publish(options: NatsLogOptions, attribute: Any, value: float) -> None:
-    longest_s = DUPLICATE_WINDOW_S / 2
+    longest_s = LATEST_ARRIVAL_S / 2
     if not options.publish_timeout_s < value <= longest_s:
         raise ValueError(
             f"{attribute.name}: expected more than publish_timeout_s "
-            f"({options.publish_timeout_s}) and at most {longest_s}, half of the time for which "
-            f"the servers know a message again; observed {value!r}"
+            f"({options.publish_timeout_s}) and at most {longest_s}, half of the age at which "
+            f"a message is rejected; observed {value!r}"
         )
 
 

@@ -24,11 +24,15 @@ _TOO_LARGE = (10054,)
 
 
 class _AnswerError(Exception):
-    """A server answered that this attempt stored nothing."""
+    """A server answered with an error.
 
-    def __init__(self, text: str, code: int | None, *, final: bool) -> None:
+    `stored_nothing` is whether this attempt cannot have reached a stream's log; `final`,
+    whether another attempt would be answered the same.
+    """
+
+    def __init__(self, text: str, *, stored_nothing: bool, final: bool) -> None:
         super().__init__(text)
-        self.code = code
+        self.stored_nothing = stored_nothing
         self.final = final
 
 
@@ -83,6 +87,7 @@ class Publisher:
                 return await self._attempt(message, message_id)
             except _AnswerError as exc:
                 error: Exception = exc
+                maybe_stored = maybe_stored or not exc.stored_nothing
                 if exc.final:
                     raise self._verdict(exc, maybe_stored) from exc
             except (TimeoutError, OSError, nats.errors.Error) as exc:
@@ -141,7 +146,10 @@ def _time_out(answer: asyncio.Future[int]) -> None:
 def _sequence_of(msg: Msg) -> int:
     if msg.headers and msg.headers.get("Status"):
         # Nobody listens to the subject: the stream has no leader now, or does not exist.
-        raise _AnswerError(f"status {msg.headers['Status']}, no stream answers", None, final=False)
+        status = msg.headers["Status"]
+        raise _AnswerError(
+            f"status {status}, no stream answers", stored_nothing=status == "503", final=False
+        )
     body: dict[str, Any] = json.loads(msg.data)
     error = body.get("error")
     if error is None:
@@ -152,4 +160,6 @@ def _sequence_of(msg: Msg) -> int:
         text = (
             f"the stream is full: {text}; it takes commands again once a snapshot lets it be purged"
         )
-    raise _AnswerError(text, code, final=code in (*_STREAM_FULL, *_TOO_LARGE))
+    final = code in (*_STREAM_FULL, *_TOO_LARGE)
+    # All others may come from a leader that had handed the message on before it lost its place.
+    raise _AnswerError(text, stored_nothing=final, final=final)
