@@ -127,3 +127,13 @@ def test_only_the_newest_ids_are_kept():
     comparison.take(told("c", BAD, 1), 3)
 
     assert comparison.last_equal is None
+
+
+def test_nobody_is_judged_while_some_may_not_have_spoken_yet():
+    comparison = StateComparison("a", b"1")
+
+    comparison.take(told("a", GOOD), None)
+    comparison.take(told("b", BAD), None)
+
+    with pytest.raises(StateDivergenceError):
+        comparison.take(told("b", BAD), 2)

@@ -104,7 +104,7 @@ def broken_node(config: NodeConfig) -> Node:
 async def until_heard(nodes: list[Node]) -> None:
     """Return once every node knows of all others."""
     async with asyncio.timeout(30):
-        while any(len(node._log._neighbours.heard_within()) < len(nodes) - 1 for node in nodes):
+        while any(node._log._neighbours.count() != len(nodes) for node in nodes):
             await asyncio.sleep(0.05)
 
 

@@ -27,12 +27,13 @@ class StateComparison:
         self.last_equal: LogId | None = None
         """The newest id at which a majority, with this node, held the same."""
 
-    def take(self, digest: Digest, nodes: int) -> None:
+    def take(self, digest: Digest, nodes: int | None) -> None:
         """Take a checksum.
 
         Args:
             digest: of any node, this one too.
-            nodes: how many nodes run now, this one included.
+            nodes: how many nodes run now, this one included; None while that is not known:
+                two that differ may then be a good one and a bad one of three.
 
         Raises:
             StateDivergenceError: most nodes hold another state than this one, or all have
@@ -46,7 +47,8 @@ class StateComparison:
         told[digest.node] = digest
         while len(self._at) > _KEPT:
             self._at.popitem(last=False)
-        self._judge(log_id, told, max(nodes, len(told)))
+        if nodes is not None:
+            self._judge(log_id, told, max(nodes, len(told)))
 
     def _judge(self, log_id: LogId, told: dict[str, Digest], nodes: int) -> None:
         own = told.get(self._name)

@@ -489,7 +489,7 @@ class NatsLog:
 
     async def _compare(self, digest: Digest) -> None:
         try:
-            self._comparison.take(digest, nodes=len(self._neighbours.heard_within()) + 1)
+            self._comparison.take(digest, nodes=self._neighbours.count())
         except StateDivergenceError as exc:
             await asyncio.to_thread(keep_alarm, self.directory, exc)
             raise

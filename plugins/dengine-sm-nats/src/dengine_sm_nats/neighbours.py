@@ -24,6 +24,8 @@ from dengine_sm.codec import DecodeFailure, decode_prefix, encode
 
 BEAT_S = 2.0
 _ALIVE_S = 5 * BEAT_S
+_ALL_HEARD_S = 2.5 * BEAT_S
+"""After this, every node that runs has spoken twice."""
 _ANSWER_S = 1.0
 
 
@@ -63,6 +65,7 @@ class Neighbours:
         self._describe = describe
         self._heard: dict[str, _Heard] = {}
         self._beating: asyncio.Task[None] | None = None
+        self._listening_since_s = 0.0
         self.conflict: Neighbour | None = None
         """A node with this one's id that was started later, or at the same time."""
 
@@ -82,6 +85,7 @@ class Neighbours:
             )
         await self._client.subscribe(self._subject, cb=self._on_beat)
         await self._client.subscribe(f"{self._subject}.{own.name}", cb=self._on_question)
+        self._listening_since_s = asyncio.get_running_loop().time()
         self._beating = asyncio.create_task(self._beat(), name="dengine-sm-nats-beat")
 
     async def leave(self) -> None:
@@ -118,6 +122,12 @@ class Neighbours:
             with contextlib.suppress(nats.errors.Error):
                 await self._client.publish(self._subject, _pack(self._describe()))
             await asyncio.sleep(BEAT_S)
+
+    def count(self) -> int | None:
+        """Return how many nodes run, this one included; None while that is not known yet."""
+        if asyncio.get_running_loop().time() - self._listening_since_s < _ALL_HEARD_S:
+            return None
+        return len(self.heard_within()) + 1
 
     def heard_within(self, seconds: float = _ALIVE_S) -> dict[Neighbour, float]:
         """Return the other nodes heard lately, and how many seconds ago each."""
