@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OTHER_PYTHONS := 3.12 3.13
 
-PYTEST_ARGS ?= -n auto
+# Half as many again as there are cores: many tests wait for other processes.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 1) * 3 // 2))')
+PYTEST_ARGS ?= -n $(WORKERS) --dist worksteal
 PLUGINS := $(wildcard plugins/*)
 
 .PHONY: run cluster test test-all bench kit-docs lint format proto clean

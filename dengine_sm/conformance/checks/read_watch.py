@@ -26,10 +26,14 @@ class Watch:
         clause: blamed for what is no state between two steps.
         oracle: the log and the model of it.
         ends: the indices at which the steps end.
+        goes_back: the clause that is blamed for an applied id that goes back.
     """
 
-    def __init__(self, clause: str, oracle: Oracle, ends: Sequence[int]) -> None:
+    def __init__(
+        self, clause: str, oracle: Oracle, ends: Sequence[int], *, goes_back: str = "LOG-1"
+    ) -> None:
         self.clause = clause
+        self.goes_back = goes_back
         self.oracle = oracle
         self.ends = [0, *ends]
         self._places = {oracle.id_at(index): index for index in self.ends}
@@ -54,7 +58,7 @@ class Watch:
         last = self.applied(machine)
         if last < first:
             violates(
-                "LOG-1",
+                self.goes_back,
                 expected=f"last_applied() not before {self.oracle.id_at(first)}",
                 observed=self.oracle.id_at(last),
             )
