@@ -155,10 +155,13 @@ async def _turns(
             await other.wait_applied(after.commands)
         return rate
 
-    async def bare_program() -> float:
-        return await bare.rate(payloads, measured.batch)
+    async def bare_program(in_flight: int = IN_FLIGHT) -> float:
+        return await bare.rate(payloads, measured.batch, in_flight)
 
     programs: dict[str, Program] = {"ours": ours, "bare": bare_program}
+    if name == "propose":
+        # No more than all proposers wait in: that is what is in flight of ours.
+        programs["waiting"] = lambda: bare_program(max(1, WORKERS // measured.batch))
     if pysyncobj and installed("pysyncobj"):
         directory = settings.directory / "pysyncobj"
         # Its nodes need a second or two to find a leader.
@@ -201,6 +204,16 @@ def _load_figures(name: str, measured: _Measured, loop: str, is_alone: bool) -> 
         note=f"{measured.batch} commands per message",
     )
     figures = [compare(main, measured.rates)]
+    if "waiting" in measured.rates:
+        in_flight = max(1, WORKERS // measured.batch)
+        waiting = attrs.evolve(
+            main,
+            name=f"{main.name}_waiting",
+            title=f"the same to {WORKERS} commands in flight",
+            bare_is=f"nats-py, the same frames, {in_flight} in flight",
+            target=None,
+        )
+        figures.append(compare(waiting, measured.rates, "waiting"))
     if suffix:
         return figures
     skipped = "" if installed("pysyncobj") else "pysyncobj is not installed"

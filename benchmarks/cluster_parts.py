@@ -188,7 +188,7 @@ class BarePublisher:
         )
         return int(json.loads(await answer)["seq"])
 
-    async def rate(self, payloads: Sequence[bytes], size: int) -> float:
+    async def rate(self, payloads: Sequence[bytes], size: int, in_flight: int = IN_FLIGHT) -> float:
         """Publish the frames of batches of a size; return commands per second."""
         frames = iter(_frames(payloads, size))
 
@@ -197,7 +197,7 @@ class BarePublisher:
                 await self._publish(frame)
 
         start = perf_counter()
-        await asyncio.gather(*[work() for _ in range(IN_FLIGHT)])
+        await asyncio.gather(*[work() for _ in range(in_flight)])
         return len(payloads) / (perf_counter() - start)
 
 

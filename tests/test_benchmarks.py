@@ -48,7 +48,8 @@ NAMES = {
         for order in ("in_order", "at_random")
     },
     "cluster": {
-        *("cluster_propose", "cluster_propose_alone", "cluster_propose_pysyncobj_default"),
+        *("cluster_propose", "cluster_propose_waiting", "cluster_propose_alone"),
+        "cluster_propose_pysyncobj_default",
         *("cluster_propose_many", "cluster_propose_many_alone"),
         *("cluster_propose_many_pysyncobj_default", "cluster_read", "cluster_read_turns"),
         *("cluster_read_bound", "cluster_catch_up_file", "cluster_catch_up_rocksdb"),
