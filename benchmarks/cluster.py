@@ -50,7 +50,7 @@ _STORED_BATCH = 100
 _OTHERS = 2
 _BACKENDS = ("file", "rocksdb")
 _PYSYNCOBJ_IN_FLIGHT = {"propose": WORKERS, "propose_many": 4 * BATCH}
-"""With all 16,000 in flight, PySyncObj's nodes depose each other again and again."""
+"""With all 16,000 in flight, PySyncObj reports that it truncates entries it has applied."""
 
 
 def run(settings: Settings) -> list[Figure]:
