@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-MOST_CONFIGURATIONS = 5_000_000
+MOST_CONFIGURATIONS = 1_000_000
 
 
 @attrs.frozen
