@@ -107,7 +107,13 @@ class Cluster:
     async def healed(self) -> None:
         """Wait until every server is healthy and holds the whole stream."""
         await asyncio.to_thread(self.servers.wait_healthy)
-        await self.leader()
+        # A server that was wiped is healthy, and may vote, before it has copied everything. To
+        # take another one then would leave one copy of three, and nobody promises that.
+        for stream in (STREAM, f"KV_{STREAM}-snapshot-record", f"OBJ_{STREAM}-snapshots"):
+            leader = await asyncio.to_thread(self.servers.leader_of, stream)
+            state = await asyncio.to_thread(self.servers.replica_state, leader, stream)
+            if state is not None:
+                await asyncio.to_thread(self.servers.wait_copied, stream, state["last_seq"])
 
 
 # Clients
