@@ -588,15 +588,7 @@ class Node:
             error = exc
         finally:
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-            for future in asked:
-                if future.done():
-                    continue
-                if error is None:
-                    future.set_result(not busy)
-                else:
-                    future.set_exception(error)
-                    # Whoever asked may have been cancelled.
-                    future.exception()
+            _settle(asked, not busy, error)
 
     async def _snapshot_loop(self) -> None:
         while True:
@@ -699,9 +691,9 @@ class Node:
         except BaseException as exc:
             # Cancelled is this round, when the node stops, not those who read.
             stopped = isinstance(exc, asyncio.CancelledError)
-            _settle(readers, self._refusal() if stopped else exc)
+            _settle(readers, None, self._refusal() if stopped else exc)
             raise
-        _settle(readers, None)
+        _settle(readers, None, None)
 
     async def _applied_behind(self, log: SharedCommitLog) -> None:
         await self.handler.wait_applied(await log.read_barrier())
@@ -803,13 +795,15 @@ def _end_turn(turns: asyncio.Semaphore, append: asyncio.Task[None]) -> None:
     _look_at_error(append)
 
 
-def _settle(futures: Iterable[asyncio.Future[None]], error: BaseException | None) -> None:
+def _settle(
+    futures: Iterable[asyncio.Future[Value]], result: Value, error: BaseException | None
+) -> None:
     for future in futures:
         if future.done():
             continue
         if error is None:
-            future.set_result(None)
+            future.set_result(result)
         else:
             future.set_exception(error)
-            # Its reader may be cancelled before it sees this.
+            # Who waits for it may be cancelled before it is seen.
             future.exception()

@@ -124,7 +124,6 @@ class NatsLog:
         self.max_append_bytes = 1 << 20
         self._lock = DirectoryLock(directory)
         self._is_open = False
-        self._following = False
         self._sender = b""
         self._since_number = 0
         self._position = Position(0, 0, 0)
@@ -523,13 +522,11 @@ class NatsLog:
             neighbours = self._neighbours.heard_within(self.options.forget_node_s)
             needs += [neighbour.index for neighbour in neighbours]
         before = self._counted.at_or_before_index(min(needs))
-        # Only where that snapshot's position is known: others count on from there.
-        limit = needed.sequence
-        if before is None or not before.sequence:
+        # Not beyond that snapshot's position: others count on from there.
+        last = min(before.sequence, needed.sequence) if before else 0
+        if not last:
             return
-        sequence = min(before.sequence, limit) + 1
-        if sequence == 1:
-            return
+        sequence = last + 1
         with server_errors("purge the stream", "nothing was dropped"):
             await self._js.purge_stream(self.options.stream, seq=sequence)
         self._counted.forget_before(sequence)

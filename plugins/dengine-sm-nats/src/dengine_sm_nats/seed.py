@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -81,12 +80,12 @@ def _clock_of(archive: Path, header: ArchiveHeader) -> int:
     """Return the log's clock in a state; now, when only its own backend could tell."""
     if header.metadata.format != PORTABLE_FORMAT:
         return time.time_ns() // 1_000_000
-    directory = Path(tempfile.mkdtemp(prefix="dengine-sm-seed-"))
-    try:
-        unpack_archive(archive, directory / "snapshot")
-        return read_portable(directory / "snapshot").clock_ms
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix="dengine-sm-seed-", ignore_cleanup_errors=True
+    ) as directory:
+        snapshot = Path(directory) / "snapshot"
+        unpack_archive(archive, snapshot)
+        return read_portable(snapshot).clock_ms
 
 
 async def _make_new(
