@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import re
 import shutil
 from pathlib import Path
@@ -40,19 +39,7 @@ from dengine_sm import (
 from dengine_sm.config import LogSection
 from dengine_sm.log.embedded import EmbeddedLog
 
-_STREAMS = itertools.count()
 HASTY = {"publish_timeout_s": 0.2, "outcome_timeout_s": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with single_server(tmp_path_factory.mktemp("server")) as servers:
-        yield servers
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"bad-{next(_STREAMS)}"
 
 
 async def refusal(directory: Path, options: dict) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 
 import nats.errors
 import pytest
@@ -19,7 +18,6 @@ from nats_testing import (
     publish_raw,
     put,
     shape,
-    single_server,
 )
 
 from dengine_sm import (
@@ -32,20 +30,6 @@ from dengine_sm import (
     Outcome,
     ProposalOutcomeUnknown,
 )
-
-_STREAMS = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with single_server(tmp_path_factory.mktemp("server")) as servers:
-        yield servers
-
-
-@pytest.fixture
-def stream() -> str:
-    """A log of its own on the shared server."""
-    return f"log-{next(_STREAMS)}"
 
 
 async def test_indices_count_commands_not_messages(tmp_path, server, stream):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.log import POSITIONS
 from dengine_sm_nats.published import SnapshotBoard
-from nats_testing import client_of, log_options, node_config, publish_raw, put, single_server
+from nats_testing import client_of, log_options, node_config, publish_raw, put
 
 from dengine_sm import (
     LogId,
@@ -22,19 +21,6 @@ from dengine_sm import (
     StorageError,
 )
 from dengine_sm.backends import create_memory
-
-_STREAMS = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with single_server(tmp_path_factory.mktemp("server")) as servers:
-        yield servers
-
-
-@pytest.fixture
-def stream() -> str:
-    return f"nodes-{next(_STREAMS)}"
 
 
 async def fill(node: Node, first: int, count: int = 50) -> None:

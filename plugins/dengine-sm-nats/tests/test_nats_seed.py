@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.seed import seed_stream
 from dengine_sm_nats.servers import LocalServers
-from nats_testing import client_of, followed_log, log_options, node_config, put, single_server
+from nats_testing import client_of, followed_log, log_options, node_config, put
 
 from dengine_sm import (
     CommitLogError,
@@ -30,12 +30,6 @@ from dengine_sm.config import NodeSection, SnapshotSection, StateMachineSection
 from dengine_sm.kv import Put, encode_command
 
 BACKENDS = ("memory", "sqlite", "rocksdb")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with single_server(tmp_path_factory.mktemp("server")) as servers:
-        yield servers
 
 
 def embedded_config(directory: Path, backend: str = "file") -> NodeConfig:
