@@ -250,12 +250,15 @@ async def _reads(settings: Settings) -> list[Figure]:
             await node.propose_many(puts)
             assert await node.read(keys[0]) == state[keys[0]]
             programs: dict[str, Program] = {
-                "ours": partial(_read_all, node, keys, ReadConsistency.LINEARIZABLE),
-                "bare": partial(_read_all, node, keys, ReadConsistency.EVENTUAL),
-                "turns": partial(_read_all, node, keys, ReadConsistency.EVENTUAL, in_turns=True),
+                "ours": partial(_read_all, node.read, keys, ReadConsistency.LINEARIZABLE),
+                "bare": partial(_read_all, node.read, keys, ReadConsistency.EVENTUAL),
+                "turns": partial(
+                    _read_all, node.read, keys, ReadConsistency.EVENTUAL, in_turns=True
+                ),
                 "round": partial(_rounds, node, settings.pick(300, 5)),
             }
             rates = await take_turns(settings.pick(7, 1), programs)
+            through_client = await _reads_through_client(settings, node, keys)
     shutil.rmtree(directory)
     main = Figure(
         "cluster",
@@ -279,17 +282,47 @@ async def _reads(settings: Settings) -> list[Figure]:
         bare_is=f"{WORKERS} times the rate of read barriers, one after the other",
         target=None,
     )
-    return [compare(main, rates), compare(turns, rates, "turns"), compare(bound, rates, "round")]
+    served = attrs.evolve(
+        main,
+        name="cluster_read_client",
+        title=f"linearizable read through a client, {WORKERS} readers",
+        bare_is="eventual reads through the same client",
+        skipped="" if through_client else "dengine-sm[server] is not installed",
+    )
+    figures = [compare(main, rates), compare(turns, rates, "turns"), compare(bound, rates, "round")]
+    return [*figures, compare(served, through_client) if through_client else served]
+
+
+async def _reads_through_client(
+    settings: Settings, node: Node, keys: Sequence[bytes]
+) -> dict[str, list[float]]:
+    """Measure readers that are not in the node's process, but call its server."""
+    if not installed("grpc"):
+        return {}
+    from dengine_sm.client import Client
+    from dengine_sm.server import NodeServer
+
+    few = keys[: settings.pick(10_000, 200)]
+    async with NodeServer(node) as server, Client(str(server.address)) as client:
+        programs: dict[str, Program] = {
+            "ours": partial(_read_all, client.get, few, ReadConsistency.LINEARIZABLE),
+            "bare": partial(_read_all, client.get, few, ReadConsistency.EVENTUAL),
+        }
+        return await take_turns(settings.pick(5, 1), programs)
 
 
 async def _read_all(
-    node: Node, keys: Sequence[bytes], consistency: ReadConsistency, *, in_turns: bool = False
+    read: Callable[..., Awaitable[bytes | None]],
+    keys: Sequence[bytes],
+    consistency: ReadConsistency,
+    *,
+    in_turns: bool = False,
 ) -> float:
     waiting = iter(keys)
 
     async def work() -> None:
         for key in waiting:
-            await node.read(key, consistency=consistency)
+            await read(key, consistency=consistency)
             if in_turns:
                 await asyncio.sleep(0)
 

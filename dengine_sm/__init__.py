@@ -8,6 +8,7 @@ from dengine_sm.contract import (
     SupportsQuery,
     SupportsScanPrefix,
 )
+from dengine_sm.entries import EntryBlock
 from dengine_sm.errors import (
     BackendConflictError,
     BackendLoadError,
@@ -76,6 +77,7 @@ __all__ = [
     "DEngineError",
     "Durability",
     "Entry",
+    "EntryBlock",
     "Limits",
     "LogEngine",
     "LogGapError",

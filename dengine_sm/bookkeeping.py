@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from dengine_sm.entries import EntryBlock
 from dengine_sm.errors import LogGapError, LogOrderError
 from dengine_sm.model import Entry, LogId
 
@@ -31,9 +32,14 @@ def check_chunk(chunk: Sequence[Entry], last_applied: LogId) -> int:
     if not chunk:
         return 0
     first = chunk[0].index
-    indices = [entry.index for entry in chunk]
-    if indices != list(range(first, first + len(indices))):
-        _refuse_inner_gap(indices)
+    if isinstance(chunk, EntryBlock):
+        # It cannot have a gap.
+        terms = {chunk.term}
+    else:
+        indices = [entry.index for entry in chunk]
+        if indices != list(range(first, first + len(indices))):
+            _refuse_inner_gap(indices)
+        terms = {entry.term for entry in chunk}
     if first > last_applied.index + 1:
         missing = f"{last_applied.index + 1}..{first - 1}"
         raise LogGapError(
@@ -42,9 +48,8 @@ def check_chunk(chunk: Sequence[Entry], last_applied: LogId) -> int:
             expected_index=last_applied.index + 1,
             observed_index=first,
         )
-    start = min(len(indices), last_applied.index + 1 - first)
-    term = last_applied.term
-    if start or {entry.term for entry in chunk} != {term}:
+    start = min(len(chunk), last_applied.index + 1 - first)
+    if terms != {last_applied.term}:
         _check_terms(chunk, start, last_applied)
     return start
 

@@ -121,8 +121,8 @@ class StateMachine(Protocol):
         Called: by one task, never overlapping itself; reads may overlap.
 
         Args:
-            chunk: committed entries with consecutive indices; those at or below the
-                applied index are skipped.
+            chunk: committed entries with consecutive indices, in any sequence: commit logs
+                hand on an `EntryBlock`. Those at or below the applied index are skipped.
 
         Returns:
             One result per entry, in order; the sequence belongs to the caller.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dengine_sm.bookkeeping import check_chunk
 from dengine_sm.contract import StateMachine
+from dengine_sm.entries import payloads_of
 from dengine_sm.errors import (
     CommitLogError,
     ContractViolationError,
@@ -201,7 +202,7 @@ class StateMachineHandler:
             self._check_answer(chunk, results)
             self._applied = chunk[-1].log_id
         self._entries_since += len(chunk)
-        self._bytes_since += sum([len(entry.data) for entry in chunk])
+        self._bytes_since += sum(map(len, payloads_of(chunk)))
         self.update_pending(self._applied.index)
         self._wake_waiters()
         return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 import attrs
 
 from dengine_sm.contract import StateMachine
+from dengine_sm.entries import EntryBlock
 from dengine_sm.errors import (
     LogGapError,
     LogOrderError,
@@ -35,6 +36,7 @@ from dengine_sm.model import (
 GARBAGE = b"\xff\x00dengine-sm preflight: no command"
 
 _TERM = 2
+_FIRST_TIMESTAMP_MS = 1_000_000
 _STALE_KEY = b"preflight/stale"
 
 
@@ -75,9 +77,10 @@ class PreflightRun:
         await machine.apply_chunk(self.entries())
         return machine
 
-    def entries(self) -> list[Entry]:
-        """Return the commands as entries from index 1."""
-        return [entry(i, data) for i, data in enumerate(self.commands, start=1)]
+    def entries(self) -> Sequence[Entry]:
+        """Return the commands as entries from index 1, in the shape that a log gives them."""
+        timestamps_ms = range(_FIRST_TIMESTAMP_MS + 1, _FIRST_TIMESTAMP_MS + 1 + len(self.commands))
+        return EntryBlock(1, _TERM, timestamps_ms, self.commands)
 
     def values(self) -> dict[bytes, bytes | None]:
         """Return what the keys of the commands must hold, where that is plain to see."""
@@ -103,7 +106,7 @@ Check: TypeAlias = Callable[[PreflightRun], Awaitable[None]]
 
 def entry(index: int, data: bytes = b"", *, term: int = _TERM) -> Entry:
     """Return an entry as a log would hold it."""
-    return Entry(index=index, term=term, timestamp_ms=1_000_000 + index, data=data)
+    return Entry(index=index, term=term, timestamp_ms=_FIRST_TIMESTAMP_MS + index, data=data)
 
 
 async def starts_and_stops(run: PreflightRun) -> None:

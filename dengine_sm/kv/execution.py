@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+from dengine_sm.entries import payloads_of, timestamps_of
 from dengine_sm.kv.commands import (
     Change,
     CompareAndSwap,
@@ -164,13 +165,14 @@ class Execution:
         max_key, max_value = self._limits.max_key_bytes, self._limits.max_value_bytes
         size, before_key, key_at, key_end, before_value, value_at = _NO_SHAPE
         previous_size = -1
-        for position, entry in enumerate(entries):
-            if entry.timestamp_ms > clock:
-                self.clock_ms = clock = entry.timestamp_ms
+        first_index = entries[0].index if entries else 0
+        rows = zip(timestamps_of(entries), payloads_of(entries), strict=True)
+        for position, (timestamp_ms, command) in enumerate(rows):
+            if timestamp_ms > clock:
+                self.clock_ms = clock = timestamp_ms
                 if clock >= due:
                     self._expire()
                     due = self.next_deadline
-            command = entry.data
             if type(command) is bytes and not self.timed_keys:
                 # While no key has a deadline: a put shaped like those before it, then any
                 # plain put, both without building a command.
@@ -194,7 +196,7 @@ class Execution:
                         continue
             if not command:
                 continue
-            if not self._execute(bytes(command), position, entry.index):
+            if not self._execute(bytes(command), position, first_index + position):
                 self.rejected.add(position)
             due = self.next_deadline
 

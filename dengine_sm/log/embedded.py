@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
 import attrs
 
 from dengine_sm.codec import decode_prefix, encode
+from dengine_sm.entries import EntryBlock
 from dengine_sm.errors import (
     CommitLogError,
     CorruptionError,
@@ -48,7 +48,7 @@ FORMAT = "dengine-sm-embedded-log"
 VERSION = 1
 META = "META"
 _TAIL_BYTES = 4 << 20
-"""Newest entries kept as objects; more of them would cost the garbage collector dearly."""
+"""Of the newest entries, kept for a follower that has nearly caught up."""
 _READ_BYTES = 4 << 20
 _MAX_APPEND_BYTES = 1 << 30
 
@@ -96,7 +96,7 @@ class EmbeddedLog:
         self._waiting: list[_Append] = []
         self._wake_writer = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._tail: deque[tuple[list[Entry], int]] = deque()
+        self._tail: deque[tuple[EntryBlock, int]] = deque()
         self._tail_bytes = 0
         self._term = 0
         self._timestamp_ms = 0
@@ -270,26 +270,30 @@ class EmbeddedLog:
                         observed_index=self.first_index(),
                     )
                 entries = await self._in_worker(partial(self._from_disk, position))
-            position = entries[-1].index + 1
+            position = entries.first_index + len(entries)
             yield entries
 
-    def _from_tail(self, position: int) -> Sequence[Entry] | None:
+    def _from_tail(self, position: int) -> EntryBlock | None:
         for entries, _ in reversed(self._tail):
-            first = entries[0].index
-            if first <= position:
-                return entries[position - first :] if position > first else entries
+            if entries.first_index <= position:
+                return entries.from_index(position)
         return None
 
-    def _from_disk(self, position: int) -> list[Entry]:
-        entries: list[Entry] = []
+    def _from_disk(self, position: int) -> EntryBlock:
+        entries: EntryBlock | None = None
         size = 0
         for record in self._frames.read(position):
             term, timestamp_ms, payloads = _decode_record(record, self.directory)
-            entries += _entries(record.sequence, term, timestamp_ms, payloads)
+            if entries is None:
+                entries = EntryBlock(record.sequence, term)
+            elif term != entries.term:
+                break
+            entries.add(timestamp_ms, payloads)
             size += len(record.payload)
             if size >= _READ_BYTES:
                 break
-        return entries[position - entries[0].index :]
+        assert entries is not None, "the log says that it holds this index"
+        return entries.from_index(position)
 
     # Appending
 
@@ -348,7 +352,8 @@ class EmbeddedLog:
             return
         self._timestamp_ms = timestamp_ms
         self._last = LogId(self._term, first_index + len(payloads) - 1)
-        self._keep_tail(_entries(first_index, self._term, timestamp_ms, payloads), len(record))
+        entries = EntryBlock.stamped(first_index, self._term, timestamp_ms, payloads)
+        self._keep_tail(entries, len(record))
         self._arrived.set()
         for append in group:
             count = len(append.payloads)
@@ -369,7 +374,7 @@ class EmbeddedLog:
                 ) from exc
             raise
 
-    def _keep_tail(self, entries: list[Entry], size: int) -> None:
+    def _keep_tail(self, entries: EntryBlock, size: int) -> None:
         self._tail.append((entries, size))
         self._tail_bytes += size
         while self._tail_bytes > _TAIL_BYTES and len(self._tail) > 1:
@@ -420,13 +425,6 @@ def _append_error(exc: Exception, count: int) -> Exception:
     error = CommitLogError(f"{count} commands were not appended: {exc}")
     error.__cause__ = exc
     return error
-
-
-def _entries(
-    first_index: int, term: int, timestamp_ms: int, payloads: Sequence[bytes]
-) -> list[Entry]:
-    indices = range(first_index, first_index + len(payloads))
-    return list(map(Entry, indices, repeat(term), repeat(timestamp_ms), payloads))
 
 
 def _decode_record(record: LogRecord, directory: Path) -> tuple[int, int, list[bytes]]:

@@ -13,3 +13,11 @@ class ResultsInReverse(SoundMemoryMachine):
 
     async def apply_chunk(self, chunk):
         return list(await super().apply_chunk(chunk))[::-1]
+
+
+@breaks("APPLY-1", durability=Durability.TRANSIENT)
+class TakesListsOnly(SoundMemoryMachine):
+    """Adds to the chunk as if every sequence were a list."""
+
+    async def apply_chunk(self, chunk):
+        return await super().apply_chunk([] + chunk)  # noqa: RUF005

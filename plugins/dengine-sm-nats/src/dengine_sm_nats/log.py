@@ -11,7 +11,6 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from nats.js import JetStreamContext
 from dengine_sm import (
     CommitLogError,
     Entry,
+    EntryBlock,
     LogGapError,
     LogId,
     LogIdRange,
@@ -82,16 +82,16 @@ class _Items:
     first_index: int
     """Of the first entry that is wanted; what is before it was applied earlier."""
     _items: list[Sequence[Entry] | SnapshotMark] = attrs.field(factory=list)
-    _entries: list[Entry] = attrs.field(factory=list)
+    _entries: EntryBlock | None = None
 
     def add(self, first_index: int, timestamp_ms: int, payloads: Sequence[bytes]) -> None:
         """Add the entries of one message."""
         applied = self.first_index - first_index
         if applied > 0:
             payloads, first_index = payloads[applied:], self.first_index
-        self._entries += map(
-            Entry, count(first_index), repeat(self.term), repeat(timestamp_ms), payloads
-        )
+        if self._entries is None:
+            self._entries = EntryBlock(first_index, self.term)
+        self._entries.add(timestamp_ms, payloads)
 
     def mark(self, index: int) -> None:
         """Add a mark behind an index."""
@@ -101,9 +101,9 @@ class _Items:
 
     def take(self) -> list[Sequence[Entry] | SnapshotMark]:
         """Return what came together, in order."""
-        if self._entries:
+        if self._entries is not None:
             self._items.append(self._entries)
-            self._entries = []
+            self._entries = None
         return self._items
 
 

@@ -8,14 +8,18 @@ answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import attrs
 
 from dengine_sm import CommitLogError, LogIdRange, ProposalOutcomeUnknown
-from dengine_sm_nats.frames import Barrier, Frame, encode_frame
+from dengine_sm_nats.frames import Barrier, Commands, Digest, Mark, encode_frame
 from dengine_sm_nats.positions import Position
 from dengine_sm_nats.publisher import Publisher
+
+OwnFrame: TypeAlias = Commands | Barrier | Mark
 
 
 @attrs.define(eq=False)
@@ -40,10 +44,10 @@ class Outbox:
     """The messages of one start of a node.
 
     Args:
-        sender: drawn for this start.
         term: of the stream.
         publisher: open.
         held: a sequence that the stream has held before.
+        position: returns up to where everything was read.
         on_stored: told the sequence of every message that the servers have.
         silence_s: returns for how long nothing has been delivered to a reader that waits.
         patience_s: such a silence after which nothing is waited for.
@@ -51,19 +55,21 @@ class Outbox:
 
     def __init__(
         self,
-        sender: bytes,
         term: int,
         publisher: Publisher,
         *,
         held: int,
+        position: Callable[[], Position],
         on_stored: Callable[[int], None],
         silence_s: Callable[[], float],
         patience_s: float,
     ) -> None:
-        self.sender = sender
+        self.sender = secrets.token_bytes(8)
+        """Drawn for this start."""
         self._term = term
         self._publisher = publisher
         self._held = held
+        self._position = position
         self._on_stored = on_stored
         self._silence_s = silence_s
         self._patience_s = patience_s
@@ -72,42 +78,62 @@ class Outbox:
         """Of the last message that was begun."""
         self._sent: dict[int, _Sent] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._passed = Position(0, 0, 0)
 
-    async def send(self, make: Callable[[int], Frame], length: int = 0) -> LogIdRange:
-        """Send a message; return once it was read back.
+    async def send_commands(self, payloads: Sequence[bytes], sent_ms: int) -> LogIdRange:
+        """Send commands in one message; return their ids once it was read back.
 
         Args:
-            make: returns the message with its number.
-            length: commands in it.
-
-        Returns:
-            The ids of its commands; of a message without any, `last_index` is the index that
-            was reached with it.
+            payloads: the commands.
+            sent_ms: now, by the stream's clock.
 
         Raises:
             CommitLogError: it is not in the log.
             ProposalOutcomeUnknown: it may or may not be.
         """
-        self.last_number = number = self.last_number + 1
-        frame = make(number)
-        message = encode_frame(frame)
+        return await self._send(Commands(self.sender, self._next(), sent_ms, payloads))
+
+    async def send_barrier(self) -> int:
+        """Send a barrier; return the index that was reached with it.
+
+        Raises:
+            CommitLogError: as for commands.
+        """
+        return (await self._send(Barrier(self.sender, self._next()))).last_index
+
+    async def send_mark(self) -> None:
+        """Send a mark behind the last one that counted.
+
+        Raises:
+            CommitLogError: as for commands.
+        """
+        await self._send(Mark(self.sender, self._next(), after=self._position().mark))
+
+    def _next(self) -> int:
+        self.last_number += 1
+        return self.last_number
+
+    def owns(self, frame: OwnFrame) -> bool:
+        """Tell whether a message was sent from here, since this start."""
+        return frame.sender == self.sender
+
+    async def _send(self, frame: OwnFrame) -> LogIdRange:
+        """Return the ids of the commands; without any, `last_index` is what was reached."""
+        number, message = frame.number, encode_frame(frame)
         read_back: asyncio.Future[LogIdRange] = asyncio.get_running_loop().create_future()
-        sent = _Sent(read_back, length, isinstance(frame, Barrier))
-        self._sent[number] = sent
+        length = len(frame.payloads) if isinstance(frame, Commands) else 0
+        self._sent[number] = sent = _Sent(read_back, length, isinstance(frame, Barrier))
         task = asyncio.create_task(self._publish(message, number, sent))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
         return await asyncio.shield(sent.read_back)
 
-    async def store(self, make: Callable[[int], Frame]) -> None:
-        """Send a message; return once the servers have it.
+    async def store(self, digest: Digest) -> None:
+        """Send a digest; return once the servers have it.
 
         Raises:
-            CommitLogError: as for `send`.
+            CommitLogError: as for commands.
         """
-        self.last_number = number = self.last_number + 1
-        await self._publisher.publish(encode_frame(make(number)), self._id_of(number))
+        await self._publisher.publish(encode_frame(digest), self._id_of(self._next()))
 
     def _id_of(self, number: int) -> str:
         return f"{self.sender.hex()}:{number}"
@@ -123,7 +149,7 @@ class Outbox:
             self._fail_lost(number, sent)
             return
         self._on_stored(sent.sequence)
-        if sent.sequence <= self._passed.sequence:
+        if sent.sequence <= self._position().sequence:
             self._end_passed(number, sent)
         self._check_silence_later()
 
@@ -144,18 +170,14 @@ class Outbox:
         if sent is not None:
             sent.fail(error)
 
-    def passed(self, position: Position) -> None:
-        """Note that everything up to a position was read."""
-        self._passed = position
-
-    def pass_over(self, position: Position) -> None:
-        """End what lies before a position from which reading goes on.
+    def pass_over(self) -> None:
+        """End what lies before the position from which reading goes on.
 
         An installed snapshot may hold it.
         """
-        self._passed = position
+        last = self._position().sequence
         for number, sent in list(self._sent.items()):
-            if sent.sequence is not None and sent.sequence <= position.sequence:
+            if sent.sequence is not None and sent.sequence <= last:
                 self._end_passed(number, sent)
 
     def _end_passed(self, number: int, sent: _Sent) -> None:
@@ -169,7 +191,7 @@ class Outbox:
             )
         elif not sent.read_back.done():
             # The snapshot holds everything that was committed before it.
-            sent.read_back.set_result(LogIdRange(self._term, self._passed.index + 1, 0))
+            sent.read_back.set_result(LogIdRange(self._term, self._position().index + 1, 0))
 
     def _fail_lost(self, number: int, sent: _Sent) -> None:
         self._sent.pop(number, None)
