@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from dengine_sm_nats.divergence import StateComparison
 from dengine_sm_nats.frames import (
     OVERHEAD_BYTES,
     PER_COMMAND_BYTES,
-    Barrier,
     Commands,
     Digest,
     Frame,
@@ -54,7 +52,7 @@ from dengine_sm_nats.identity import (
 )
 from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
 from dengine_sm_nats.options import LATEST_ARRIVAL_S, NatsLogOptions
-from dengine_sm_nats.outbox import Outbox
+from dengine_sm_nats.outbox import Outbox, OwnFrame
 from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
@@ -124,7 +122,6 @@ class NatsLog:
         self.max_append_bytes = 1 << 20
         self._lock = DirectoryLock(directory)
         self._is_open = False
-        self._sender = b""
         self._since_number = 0
         self._position = Position(0, 0, 0)
         self._reader: Reader | None = None
@@ -179,7 +176,6 @@ class NatsLog:
         self._room = Room(self._js, self.options, self._stream.size_bytes, self.request_snapshot)
         self._take_up_counting()
         await self._learn_published()
-        self._sender = secrets.token_bytes(8)
         self._comparison = StateComparison(self.name, self._identity)
         publisher = Publisher(
             self._client,
@@ -189,10 +185,10 @@ class NatsLog:
         )
         await publisher.open()
         self._outbox = Outbox(
-            self._sender,
             self._stream.term,
             publisher,
             held=self._counted.newest.sequence,
+            position=lambda: self._position,
             on_stored=self._on_stored,
             silence_s=lambda: self._reader.waiting_s if self._reader else 0.0,
             patience_s=self.options.outcome_timeout_s,
@@ -275,10 +271,7 @@ class NatsLog:
         self._refuse_too_large(payloads)
         if self._room.is_full:
             await self._room.refuse_full(self._position.index)
-        sent_ms = self._clock.now_ms()
-        return await self._outbox.send(
-            lambda number: Commands(self._sender, number, sent_ms, payloads), len(payloads)
-        )
+        return await self._outbox.send_commands(payloads, self._clock.now_ms())
 
     def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
         size_bytes, limit = sum(map(len, payloads)), self._client.max_payload
@@ -294,15 +287,12 @@ class NatsLog:
     async def read_barrier(self) -> int:
         """Publish a message without commands; return the index that was reached with it."""
         self._require_open()
-        ids = await self._outbox.send(lambda number: Barrier(self._sender, number))
-        return ids.last_index
+        return await self._outbox.send_barrier()
 
     async def request_snapshot(self) -> None:
         """Publish a mark."""
         self._require_open()
-        await self._outbox.send(
-            lambda number: Mark(self._sender, number, after=self._position.mark)
-        )
+        await self._outbox.send_mark()
 
     def _on_stored(self, sequence: int) -> None:
         if self._reader is not None:
@@ -331,7 +321,7 @@ class NatsLog:
                 observed_index=self._first_index,
             )
         self._position = start
-        self._outbox.pass_over(start)
+        self._outbox.pass_over()
         self._since_number = self._outbox.last_number
         reader = self._reader = Reader(
             self._client,
@@ -400,13 +390,12 @@ class NatsLog:
             max(before.timestamp_ms, message.timestamp_ms),
             message.sequence if marks else before.mark,
         )
-        self._outbox.passed(now)
         if payloads and now.index >= items.first_index:
             items.add(before.index + 1, now.timestamp_ms, payloads)
         if isinstance(frame, Mark) and marks:
             items.mark(now.index)
             self._note_mark(frame)
-        if isinstance(frame, Commands | Barrier | Mark) and frame.sender == self._sender:
+        if isinstance(frame, OwnFrame) and self._outbox.owns(frame):
             if not payloads:
                 self._refuse_short_log(frame.number, now.index, items.first_index)
             ids = LogIdRange(self._stream.term, before.index + 1, len(payloads))
@@ -415,7 +404,7 @@ class NatsLog:
     def _note_mark(self, mark: Mark) -> None:
         # A snapshot is published with its position.
         self._counted.add(self._position)
-        if mark.sender == self._sender:
+        if self._outbox.owns(mark):
             self._own_mark = self._position.index
 
     def _refuse_late(self, frame: Commands, message: Message) -> bool:
@@ -433,7 +422,7 @@ class NatsLog:
             self.options.stream,
             age_s,
         )
-        if frame.sender == self._sender:
+        if self._outbox.owns(frame):
             self._outbox.refused(
                 frame.number,
                 CommitLogError(
@@ -555,7 +544,7 @@ class NatsLog:
         digest = Digest(
             self.name, self._identity, last.term, last.index, metadata.format, metadata.checksum
         )
-        await self._outbox.store(lambda _: digest)
+        await self._outbox.store(digest)
         before, self._snapshot_index = self._snapshot_index, last.index
         if position is None:
             return
@@ -599,7 +588,9 @@ class NatsLog:
     def _describe_self(self) -> Neighbour:
         host, pid = this_process()
         position = self._position
-        return Neighbour(self.name, self._sender, position.index, position.sequence, host, pid)
+        return Neighbour(
+            self.name, self._outbox.sender, position.index, position.sequence, host, pid
+        )
 
     async def describe(self) -> Mapping[str, Any]:
         """Return the stream, its replicas, and the nodes that follow it."""
