@@ -22,7 +22,7 @@ cluster: $(STAMP)
 	$(BIN)/dengine-sm cluster up --nodes 3
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	TMPDIR=$$($(BIN)/python tests/scratch.py) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: test
 	@for version in $(OTHER_PYTHONS); do \

@@ -206,7 +206,6 @@ class TestRefused:
         assert content(tmp_path) == {"file": "mine"}
 
 
-MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}
 NAMES = {"key-value": "made", "custom": "made-jobs"}
 
 
@@ -239,7 +238,7 @@ def run(root: Path, command: str, *arguments: str) -> str:
         [program, *arguments],
         cwd=root,
         # The checks sync a lot, and prove the same in memory.
-        env=kept | MEMORY | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200"},
+        env=kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=250,

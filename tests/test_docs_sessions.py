@@ -31,8 +31,6 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 EXIT_CODE = re.compile(r"^(?P<command>.+?) +# exit code (?P<code>\d+)$", re.MULTILINE)
-MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}
-"""What the kit writes is synced a lot, and proves the same in memory."""
 ENTRY_POINT = "#!{python}\nimport sys\nfrom dengine_sm.cli import main\nsys.exit(main())\n"
 
 
@@ -55,21 +53,17 @@ class Session:
             free.bind(("127.0.0.1", 0))
             listen = f"127.0.0.1:{free.getsockname()[1]}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DENGINE_SM_", "PIP_"))}
-        self.environ = (
-            kept
-            | MEMORY
-            | {
-                "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-                "DENGINE_SM_TARGET": listen,
-                "DENGINE_SM__SERVER__LISTEN": listen,
-                "XDG_STATE_HOME": str(root / "state"),
-                "COLUMNS": "200",
-                # What the project needs is there already, its build tool included.
-                "PIP_NO_INDEX": "1",
-                "PIP_NO_BUILD_ISOLATION": "0",
-                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            }
-        )
+        self.environ = kept | {
+            "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+            "DENGINE_SM_TARGET": listen,
+            "DENGINE_SM__SERVER__LISTEN": listen,
+            "XDG_STATE_HOME": str(root / "state"),
+            "COLUMNS": "200",
+            # What the project needs is there already, its build tool included.
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
 
     def run(self, page: str) -> None:
         blocks = list(BLOCK.finditer(page))
