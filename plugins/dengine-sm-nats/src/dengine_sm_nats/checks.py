@@ -163,7 +163,7 @@ def check_replicas(jsz: Mapping[str, Mapping[str, Any]], stream: str) -> list[Fi
         if any(_lost_its_head(state, other) for other in states.values()):
             first = min(other["first_seq"] for other in states.values())
             problem = f"begins at sequence {state['first_seq']}"
-            findings.append(_damaged(name, stream, problem, f"{first}, like another copy"))
+            findings.append(damaged_copy(name, stream, problem, f"{first}, like another copy"))
     return findings
 
 
@@ -343,7 +343,7 @@ def _check_holes(name: str, state: Mapping[str, Any], stream: str) -> Iterable[F
     missing = max(last - first + 1 - messages if last else 0, state.get("num_deleted") or 0)
     if missing:
         problem = f"{missing} of the sequences {first} to {last} are missing"
-        yield _damaged(name, stream, problem, "all of them")
+        yield damaged_copy(name, stream, problem, "all of them")
 
 
 def _lost_its_head(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -352,6 +352,6 @@ def _lost_its_head(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(newer and other["first_seq"] < state["first_seq"])
 
 
-def _damaged(name: str, stream: str, problem: str, expected: str) -> Finding:
+def damaged_copy(name: str, stream: str, problem: str, expected: str) -> Finding:
     reason = f"Stop {name}, remove its store, and start it again: it copies the others."
     return Finding(f"copy of stream {stream!r} on {name}", problem, expected, reason)

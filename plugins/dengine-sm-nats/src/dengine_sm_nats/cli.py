@@ -9,6 +9,8 @@ from typing import Any
 
 import attrs
 import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from dengine_sm.cli.app import example, run_async
 from dengine_sm.cli.exit_codes import NEGATIVE
@@ -17,6 +19,7 @@ from dengine_sm.cli.target import json_option
 from dengine_sm.config import load_config
 from dengine_sm.errors import ConfigError
 from dengine_sm.structuring import structure
+from dengine_sm_nats.checks import Finding
 from dengine_sm_nats.local_cluster import LocalCluster, LocalNode
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.server_config import server_name
@@ -112,6 +115,7 @@ def _printer(as_json: bool) -> Say:
     epilog=example(
         "dengine-sm cluster check --config node.toml",
         "dengine-sm cluster check --server nats://a:4222 --monitoring http://a:8222",
+        "dengine-sm cluster check --config node.toml --copies",
     )
 )
 @click.option(
@@ -126,6 +130,12 @@ def _printer(as_json: bool) -> Say:
 @click.option("--monitoring", multiple=True, metavar="URL", help="http://HOST:PORT; repeatable.")
 @click.option("--stream", metavar="NAME", help="The stream that is the log.")
 @click.option("--replicas", type=int, help="How many copies the stream should have.")
+@click.option(
+    "--copies",
+    "with_copies",
+    is_flag=True,
+    help="Also read every server's copy, and compare them message by message.",
+)
 @json_option
 def check(
     config_file: Path | None,
@@ -133,11 +143,13 @@ def check(
     monitoring: tuple[str, ...],
     stream: str | None,
     replicas: int | None,
+    with_copies: bool,
     as_json: bool,
 ) -> None:
     """Print everything about servers and stream that breaks what the log promises.
 
-    Exit code 1 if there is anything.
+    A damaged byte is unseen until its server reads it: --copies has it read, which takes as long as
+    reading the stream once for every copy. Exit code 1 if there is anything.
     """
     from dengine_sm_nats.survey import survey
 
@@ -149,6 +161,8 @@ def check(
     }
     options = _log_options(config_file, {key: value for key, value in flags.items() if value})
     findings = run_async(survey(options))
+    if with_copies:
+        findings += _check_copies(options)
     say = _printer(as_json)
     for finding in findings:
         say(f"- {finding}", **attrs.asdict(finding))
@@ -158,6 +172,21 @@ def check(
         click.echo(
             f"{len(options.servers)} servers and stream {options.stream!r}: no problems found"
         )
+
+
+def _check_copies(options: NatsLogOptions) -> list[Finding]:
+    from dengine_sm_nats.copies import survey_copies
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(name: str, read: int, count: int) -> None:
+            if name not in bars:
+                bars[name] = shown.add_task(f"copy on {name}", total=count)
+            shown.update(bars[name], completed=read)
+
+        return run_async(survey_copies(options, on_progress))
 
 
 @cluster.command(

@@ -200,7 +200,7 @@ class Reader:
         if headers and headers.get("Status") == "100":
             self._on_status(msg, headers)
         else:
-            sequence, timestamp_ms = _place_of(msg.reply)
+            sequence, timestamp_ms = place_of(msg.reply)
             self._arrived.append(Message(sequence, timestamp_ms, msg.data))
         self._wake.set()
 
@@ -308,7 +308,7 @@ class Reader:
         )
 
 
-def _place_of(reply: str) -> tuple[int, int]:
+def place_of(reply: str) -> tuple[int, int]:
     """Return sequence and milliseconds from a delivery's reply subject.
 
     `$JS.ACK.STREAM.CONSUMER.DELIVERED.SEQ.CSEQ.NANOSECONDS.PENDING`; newer servers put domain
