@@ -26,6 +26,7 @@ from dengine_sm.errors import (
     StorageError,
 )
 from dengine_sm.files import make_directories
+from dengine_sm.futures import look_at_error, settle
 from dengine_sm.handler import StateMachineHandler
 from dengine_sm.loader import create_commit_log, create_state_machine
 from dengine_sm.log.contract import CommitLog, SharedCommitLog, SnapshotMark
@@ -37,6 +38,7 @@ from dengine_sm.model import (
     SnapshotMetadata,
 )
 from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.read_rounds import ReadRounds
 from dengine_sm.session import Session, open_session
 from dengine_sm.snapshot import SnapshotStore
 from dengine_sm.validation import check_structure, violation
@@ -174,10 +176,7 @@ class Node:
         )
         self._get = machine.get
         self._shared = cast("SharedCommitLog", log) if log.is_shared else None
-        self._reading: asyncio.Task[None] | None = None
-        self._next_reading: asyncio.Task[None] | None = None
-        self._readers: list[asyncio.Future[None]] = []
-        """Those whom the next round of reading will serve."""
+        self._read_rounds = ReadRounds(self._reach_barrier, self._refusal)
         self._marked: list[asyncio.Future[bool]] = []
         self._tracker = ProposalTracker()
         self._commands: list[bytes] = []
@@ -425,7 +424,7 @@ class Node:
         finally:
             for future in waiting:
                 # Whoever fails first is raised; nobody asks for the others.
-                future.add_done_callback(_look_at_error)
+                future.add_done_callback(look_at_error)
         return results
 
     def _block_future(self, count: int) -> asyncio.Future[Sequence[ApplyResult]]:
@@ -588,7 +587,7 @@ class Node:
             error = exc
         finally:
             self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-            _settle(asked, not busy, error)
+            settle(asked, not busy, error)
 
     async def _snapshot_loop(self) -> None:
         while True:
@@ -673,30 +672,13 @@ class Node:
         if self._shared is None or consistency is not _LINEARIZABLE:
             return
         self._require_running()
-        if self._next_reading is None:
-            self._next_reading = asyncio.create_task(self._read_round(self._shared))
-            self._next_reading.add_done_callback(_look_at_error)
-        # A future for each, not a shield of the task: half the work of the event loop.
-        reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._readers.append(reader)
-        await reader
+        await self._read_rounds.wait()
 
-    async def _read_round(self, log: SharedCommitLog) -> None:
-        if self._reading is not None:
-            await asyncio.wait((self._reading,))
-        self._reading, self._next_reading = self._next_reading, None
-        readers, self._readers = self._readers, []
-        try:
-            await self._first_to_end(self._applied_behind(log))
-        except BaseException as exc:
-            # Cancelled is this round, when the node stops, not those who read.
-            stopped = isinstance(exc, asyncio.CancelledError)
-            _settle(readers, None, self._refusal() if stopped else exc)
-            raise
-        _settle(readers, None, None)
+    async def _reach_barrier(self) -> None:
+        await self._first_to_end(self._applied_behind_barrier())
 
-    async def _applied_behind(self, log: SharedCommitLog) -> None:
-        await self.handler.wait_applied(await log.read_barrier())
+    async def _applied_behind_barrier(self) -> None:
+        await self.handler.wait_applied(await self._log.read_barrier())
 
     async def read(
         self, key: bytes, *, consistency: ReadConsistency = _LINEARIZABLE
@@ -784,26 +766,7 @@ class Node:
         )
 
 
-def _look_at_error(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
-
-
 def _end_turn(turns: asyncio.Semaphore, append: asyncio.Task[None]) -> None:
     turns.release()
     # The proposers were told.
-    _look_at_error(append)
-
-
-def _settle(
-    futures: Iterable[asyncio.Future[Value]], result: Value, error: BaseException | None
-) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-            # Who waits for it may be cancelled before it is seen.
-            future.exception()
+    look_at_error(append)
