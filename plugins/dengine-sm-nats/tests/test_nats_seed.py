@@ -11,7 +11,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 from dengine_sm_nats import NatsLogOptions
-from dengine_sm_nats.seed import seed_stream
+from dengine_sm_nats.seed import TERMS_APART, seed_stream
 from dengine_sm_nats.servers import LocalServers
 from nats_testing import client_of, followed_log, log_options, node_config, put
 
@@ -60,7 +60,7 @@ async def test_a_single_node_becomes_three_with_other_backends_and_back_again(tm
     archive, content = await single_node_archive(tmp_path)
     with LocalServers(tmp_path / "servers", 3) as servers:
         seeded = await seed_stream(NatsLogOptions(**log_options(servers, "log")), archive)
-        assert (LogId(3, 303), 4) == (seeded.last_included, seeded.term)
+        assert (LogId(3, 303), 3 + TERMS_APART) == (seeded.last_included, seeded.term)
         assert archive.exists()
         async with AsyncExitStack() as stack:
             nodes = [
@@ -78,7 +78,9 @@ async def test_a_single_node_becomes_three_with_other_backends_and_back_again(tm
             assert (result.outcome, result.index) == (Outcome.APPLIED, 304)
             snapshots = [await node.take_snapshot() for node in nodes]
             assert snapshots[0] == snapshots[1] == snapshots[2]
-            assert snapshots[0] is not None and LogId(4, 304) == snapshots[0].last_included
+            assert (
+                snapshots[0] is not None and LogId(seeded.term, 304) == snapshots[0].last_included
+            )
             after = await content_of(nodes[2])
             back = nodes[2].handler.snapshots.newest()
             assert back is not None
@@ -87,7 +89,7 @@ async def test_a_single_node_becomes_three_with_other_backends_and_back_again(tm
         await node.install_snapshot(back.path)
         assert after == await content_of(node)
         result = await node.propose(put(b"at home"))
-        assert result.index == 305 and node.status().last_applied >= LogId(4, 305)
+        assert result.index == 305 and node.status().last_applied >= LogId(seeded.term, 305)
     async with NodeBuilder(embedded_config(tmp_path / "back", "lmdb")).build() as node:
         assert await node.read(b"at home") == b"v" and await node.read(b"more") == b"v"
 
@@ -106,7 +108,8 @@ async def test_nodes_on_a_seeded_stream_restart_purge_and_are_joined(tmp_path, s
 
     joining = node_config(tmp_path, server, "restart", node="n1", backend="memory")
     async with NodeBuilder(joining).build() as node:
-        assert (141, LogId(2, 141)) == (node.status().entries, node.status().last_applied)
+        assert node.status().entries == 141
+        assert node.status().last_applied == LogId(1 + TERMS_APART, 141)
 
 
 async def test_log_time_does_not_go_back_behind_the_seed(tmp_path, server):
@@ -157,23 +160,29 @@ async def test_nothing_is_left_of_a_stream_whose_archive_could_not_be_uploaded(
         with pytest.raises(CommitLogError, match="the upload failed"):
             await seed_stream(options, archive)
 
-    assert (await seed_stream(options, archive)).term == 2
+    assert (await seed_stream(options, archive)).term == 1 + TERMS_APART
 
 
-async def test_a_state_of_the_old_log_does_not_follow_the_new_one(tmp_path, server):
+@pytest.mark.parametrize("restarts", [0, 1, 2])
+async def test_a_state_of_the_old_log_does_not_follow_the_new_one(
+    tmp_path, server, stream, restarts
+):
     async with NodeBuilder(embedded_config(tmp_path)).build() as node:
         await node.propose_many([put(b"early")] * 5)
         await node.take_snapshot()
         archive = node.handler.snapshots.newest().path
         await node.propose_many([put(b"later")] * 5)
-    await seed_stream(NatsLogOptions(**log_options(server, "moved")), archive)
+    for _ in range(restarts):
+        async with NodeBuilder(embedded_config(tmp_path)).build() as node:
+            await node.propose_many([put(b"later still")] * 5)
+    await seed_stream(NatsLogOptions(**log_options(server, stream)), archive)
     # The single node's data with the other log: what it applied since is in no stream.
-    config = node_config(tmp_path, server, "moved")
+    config = node_config(tmp_path, server, stream)
     moved = attrs.evolve(config, node=NodeSection("n0", tmp_path / "single"))
     (tmp_path / "single" / "log").rename(tmp_path / "embedded-log")
 
     node = NodeBuilder(moved).build()
-    with pytest.raises(CommitLogError, match="is not a place in stream 'moved'"):
+    with pytest.raises(CommitLogError, match=f"is not a place in stream {stream!r}"):
         await node.start()
 
 
@@ -214,7 +223,7 @@ def test_the_command_begins_a_stream_once(tmp_path, server):
     again = CliRunner().invoke(main, command)
 
     assert first.exit_code == 0, first.output
-    seeded = {"event": "seeded", "stream": "by-command", "term": 4, "index": 303}
+    seeded = {"event": "seeded", "stream": "by-command", "term": 3 + TERMS_APART, "index": 303}
     assert seeded == json.loads(first.stdout)
     assert again.exit_code == exit_codes.STORAGE
     assert "stream 'by-command' exists" in again.stderr

@@ -30,6 +30,10 @@ from dengine_sm_nats.stream import LogStream, log_stream, stream_config
 
 _NODE = "seed"
 
+TERMS_APART = 1 << 20
+"""How far the term of a new stream lies above its seed's. The log that the seed comes from may go
+on and raise its own term, at every restart: its entries must not be taken for the stream's."""
+
 
 @attrs.frozen
 class Seeded:
@@ -93,7 +97,7 @@ async def _make_new(
 ) -> LogStream:
     name = options.stream
     config = stream_config(
-        options, term=last.term + 1, base_index=last.index, base_timestamp_ms=clock_ms
+        options, term=last.term + TERMS_APART, base_index=last.index, base_timestamp_ms=clock_ms
     )
     with server_errors(f"make the stream {name!r}", "nothing was changed"):
         with contextlib.suppress(nats.js.errors.NotFoundError):
