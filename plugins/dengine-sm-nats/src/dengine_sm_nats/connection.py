@@ -7,6 +7,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import nats
@@ -19,6 +20,7 @@ from dengine_sm_nats.checks import check_version
 from dengine_sm_nats.options import NatsLogOptions
 
 _RETRY_PAUSE_S = 0.1
+_CREDENTIALS = ("NATS USER JWT", "USER NKEY SEED")
 _PASSING = (
     TimeoutError,
     nats.errors.TimeoutError,
@@ -61,7 +63,7 @@ async def connect(options: NatsLogOptions, name: str) -> Client:
         "tls": _tls(options),
     }
     if options.credentials is not None:
-        settings["user_credentials"] = str(options.credentials)
+        settings["user_credentials"] = _checked_credentials(options.credentials)
     client = Client()
     try:
         await _within(client.connect(**settings), options.connect_timeout_s)
@@ -105,6 +107,21 @@ def _tls(options: NatsLogOptions) -> ssl.SSLContext | None:
             f"cannot be used: {exc}; nothing was changed"
         ) from exc
     return context
+
+
+def _checked_credentials(path: Path) -> str:
+    """Return the path of a file with a token and the key that signs for it."""
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as exc:
+        why = str(exc)
+    else:
+        if all(f"-----BEGIN {part}-----" in text for part in _CREDENTIALS):
+            return str(path)
+        why = f"it has not both {' and '.join(map(repr, _CREDENTIALS))}"
+    raise CommitLogError(
+        f"log.options.credentials: {str(path)!r} is no credentials file: {why}; nothing was changed"
+    )
 
 
 async def _within(work: Coroutine[object, object, None], timeout_s: float) -> None:
