@@ -12,7 +12,8 @@ Sessions have bookkeeping rows too, see `sessions`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from dengine_sm.entries import payloads_of, timestamps_of
@@ -58,22 +59,23 @@ def first_deadline(store: KeyValueStore) -> int:
     return NEVER
 
 
-_Shape: TypeAlias = tuple[int, bytes, int, int, bytes, int]
-"""Size, bytes before the key, key start and end, bytes before the value, value start."""
+_Shape: TypeAlias = tuple[int, Callable[[bytes], tuple[Any, ...]], bytes, bytes]
+"""Size, what splits a command, what then stands before the key, and before the value."""
 
-_NO_SHAPE: _Shape = (-1, b"", 0, 0, b"", 0)
+_NO_SHAPE: _Shape = (-1, lambda _: (), b"", b"")
 
 
 def _shape_of(command: bytes, key: bytes, value: bytes) -> _Shape:
     """Return what all plain puts with these lengths of key and value share.
 
     Their encoding is fixed but for the bytes of key and value, so comparing what is
-    around those is an exact check, and slicing decodes the command.
+    around those is an exact check, and splitting decodes the command.
     """
     value_at = len(command) - 1 - len(value)
     key_at = 3 if len(key) < 24 else 4
     key_end = key_at + len(key)
-    return len(command), command[:key_at], key_at, key_end, command[key_end:value_at], value_at
+    split = struct.Struct(f"{key_at}s{len(key)}s{value_at - key_end}s{len(value)}sB").unpack
+    return len(command), split, command[:key_at], command[key_end:value_at]
 
 
 def _plain_put(command: bytes) -> tuple[bytes, bytes] | None:
@@ -163,7 +165,7 @@ class Execution:
         clock = self.clock_ms
         due = self.next_deadline
         max_key, max_value = self._limits.max_key_bytes, self._limits.max_value_bytes
-        size, before_key, key_at, key_end, before_value, value_at = _NO_SHAPE
+        size, split, before_key, before_value = _NO_SHAPE
         previous_size = -1
         first_index = entries[0].index if entries else 0
         rows = zip(timestamps_of(entries), payloads_of(entries), strict=True)
@@ -176,22 +178,17 @@ class Execution:
             if type(command) is bytes and not self.timed_keys:
                 # While no key has a deadline: a put shaped like those before it, then any
                 # plain put, both without building a command.
-                if (
-                    len(command) == size
-                    and command[:key_at] == before_key
-                    and command[key_end:value_at] == before_value
-                    and command[-1] == _NULL
-                ):
-                    data[command[key_at:key_end]] = command[value_at:-1]
-                    continue
+                if len(command) == size:
+                    head, key, middle, value, end = split(command)
+                    if head == before_key and middle == before_value and end == _NULL:
+                        data[key] = value
+                        continue
                 if command[:2] == _PUT_HEAD and (put := _plain_put(command)) is not None:
                     key, value = put
                     if len(key) <= max_key and len(value) <= max_value:
                         data[key] = value
                         if len(command) == previous_size:
-                            size, before_key, key_at, key_end, before_value, value_at = _shape_of(
-                                command, key, value
-                            )
+                            size, split, before_key, before_value = _shape_of(command, key, value)
                         previous_size = len(command)
                         continue
             if not command:

@@ -7,6 +7,8 @@ decoding its command.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import repeat
 from types import MappingProxyType
 from typing import overload
 
@@ -47,11 +49,12 @@ class ChunkResults(Sequence[ApplyResult]):
     def __getitem__(self, position: int) -> ApplyResult: ...
 
     @overload
-    def __getitem__(self, position: slice) -> list[ApplyResult]: ...
+    def __getitem__(self, position: slice) -> Sequence[ApplyResult]: ...
 
-    def __getitem__(self, position: int | slice) -> ApplyResult | list[ApplyResult]:
+    def __getitem__(self, position: int | slice) -> ApplyResult | Sequence[ApplyResult]:
         if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(self._count))]
+            start, stop, step = position.indices(self._count)
+            return self._part(start, stop) if step == 1 else list(self)[position]
         if position < 0:
             position += self._count
         if not 0 <= position < self._count:
@@ -64,14 +67,29 @@ class ChunkResults(Sequence[ApplyResult]):
             outcome = Outcome.APPLIED
         return ApplyResult(self.first_index + position, outcome, self._values.get(position))
 
+    def _part(self, start: int, stop: int) -> ChunkResults:
+        """Return the results of some positions, not built either."""
+        positions = range(start, stop)
+        return ChunkResults(
+            self.first_index + start,
+            len(positions),
+            min(max(0, self._duplicates - start), len(positions)),
+            {position - start for position in self._rejected if position in positions},
+            {at - start: value for at, value in self._values.items() if at in positions},
+        )
+
     def __iter__(self) -> Iterator[ApplyResult]:
         # Sequence's own goes through __getitem__, which costs three times as much.
-        first, duplicates = self.first_index, self._duplicates
+        first = self.first_index
         special = self._rejected | self._values.keys()
-        applied = Outcome.APPLIED
+        if not (self._duplicates or special):
+            return map(ApplyResult, range(first, first + self._count), repeat(Outcome.APPLIED))
+        return self._mixed(special)
+
+    def _mixed(self, special: AbstractSet[int]) -> Iterator[ApplyResult]:
         for position in range(self._count):
-            if position >= duplicates and position not in special:
-                yield ApplyResult(first + position, applied)
+            if position >= self._duplicates and position not in special:
+                yield ApplyResult(self.first_index + position, Outcome.APPLIED)
             else:
                 yield self[position]
 
