@@ -62,9 +62,12 @@ def log_options(servers: Any, name: str) -> dict[str, Any]:
     }
 
 
-def make_node(servers: Any, directory: Path, name: str, backend: str = "file") -> Node:
-    """Return a node in this process."""
+def make_node(
+    servers: Any, directory: Path, name: str, backend: str = "file", **section: Any
+) -> Node:
+    """Return a node in this process; `section` changes its `[node]`."""
     config = nats_node_config(directory, log_options(servers, name), backend)
+    config = attrs.evolve(config, node=attrs.evolve(config.node, **section))
     return NodeBuilder(config).build()
 
 

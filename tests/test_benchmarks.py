@@ -49,6 +49,7 @@ NAMES = {
     },
     "cluster": {
         *("cluster_propose", "cluster_propose_waiting", "cluster_propose_alone"),
+        *("cluster_propose_16", "cluster_read_client"),
         "cluster_propose_pysyncobj_default",
         *("cluster_propose_many", "cluster_propose_many_alone"),
         *("cluster_propose_many_pysyncobj_default", "cluster_read", "cluster_read_turns"),
