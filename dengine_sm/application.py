@@ -239,7 +239,8 @@ class ApplicationStateMachine:
             start = check_chunk(chunk, state.last_applied)
             results = [ApplyResult(e.index, Outcome.DUPLICATE) for e in chunk[:start]]
             if start < len(chunk):
-                results += self._log_and_apply(state, chunk[start:])
+                # A list: the entries of a block are made anew each time they are looked at.
+                results += self._log_and_apply(state, list(chunk[start:]))
                 self._begin_checkpoint(state)
             return results
         finally:
