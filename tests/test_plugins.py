@@ -182,6 +182,9 @@ def test_built_and_installed_in_a_fresh_environment_they_pass_quick(tmp_path: Pa
     assert expected.items() <= listed().items()
     for name in expected if shutil.which("strace") else ():
         command = [str(bin_ / "dengine-sm"), "conformance", name, "--profile", "quick"]
+        # All of it for one; for the others what it takes to see that engine and kit are there.
+        if name != "rocksdb":
+            command += ["--clause", "CRASH-6", "--clause", "SNAP-1"]
         run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
 

@@ -32,6 +32,9 @@ PROGRESS = 5
 event loop, or a lock, lets one or two slip through at the edges."""
 BIG_BYTES = (4 << 20, 16 << 20, 64 << 20)
 TRIES = 3
+TWICE = 2
+"""Tries that must show it: on a busy machine the moments before and after a lock is held can be
+long enough for one."""
 LONGER = 4
 """A snapshot that takes less than so many times what these applies take proves nothing."""
 
@@ -61,9 +64,12 @@ async def applies_and_reads_end_while_a_big_snapshot_is_written(trial: Trial) ->
     for size_bytes in BIG_BYTES:
         machine = trial.open()
         await apply_all(machine, _big_state(trial, size_bytes), chunk_size=64)
+        shown = 0
         for number in range(TRIES):
-            best = max(best, await _progress(trial, machine, number))
-            if best >= PROGRESS:
+            ended = await _progress(trial, machine, number)
+            best = max(best, ended)
+            shown += ended >= PROGRESS
+            if shown == TWICE:
                 trial.evidence.update(state_bytes=size_bytes, tries=number + 1)
                 return
         if size_bytes == BIG_BYTES[-1]:
@@ -72,9 +78,9 @@ async def applies_and_reads_end_while_a_big_snapshot_is_written(trial: Trial) ->
     violates(
         "SNAP-3",
         expected=f"{PROGRESS} applies and reads, one after the other, to end while a snapshot of "
-        f"{BIG_BYTES[-1]} bytes is written",
+        f"{BIG_BYTES[-1]} bytes is written, in {TWICE} of {TRIES} tries",
         observed=f"{best} of them ended before the snapshot did, in the best of "
-        f"{TRIES * len(BIG_BYTES)} tries",
+        f"{TRIES * len(BIG_BYTES)} tries, and rarely so many",
     )
 
 
