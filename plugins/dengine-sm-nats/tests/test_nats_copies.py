@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 
 import pytest
 from click.testing import CliRunner
 from dengine_sm_nats.copies import Copy, compare_copies, survey_copies
 from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.server_config import free_ports
 from dengine_sm_nats.servers import LocalServers
 from nats_tools import connected, make_stream, publish
 
@@ -73,3 +75,49 @@ async def test_a_flipped_byte_that_no_server_has_read(tmp_path) -> None:
         result = await asyncio.to_thread(CliRunner().invoke, main, check)
         assert result.exit_code == 1
         assert f"copy of stream 'dengine' on n{follower}" in result.stdout
+
+
+@pytest.mark.timeout(120)
+async def test_a_server_that_is_down_is_no_damage(tmp_path) -> None:
+    with LocalServers(tmp_path) as servers:
+        options = NatsLogOptions(servers=servers.urls, monitoring=servers.monitoring)
+        async with connected(servers.urls) as client:
+            await make_stream(client.jetstream())
+            last = await publish(client.jetstream(), 50)
+        servers.wait_copied("dengine", last)
+        follower = (servers.leader_of("dengine") + 1) % 3
+        servers.kill(follower)
+
+        [finding] = await survey_copies(options)
+
+        assert finding.subject == f"copy of stream 'dengine' on n{follower}"
+        assert finding.problem == "could not be read to its end"
+
+
+async def test_the_copy_of_a_server_alone(tmp_path) -> None:
+    with LocalServers(tmp_path, 1) as servers:
+        options = NatsLogOptions(servers=servers.urls, monitoring=servers.monitoring)
+        async with connected(servers.urls) as client:
+            await make_stream(client.jetstream(), 1)
+            assert await survey_copies(options) == []
+            await publish(client.jetstream(), 50)
+        read: list[tuple[str, int, int]] = []
+
+        assert await survey_copies(options, lambda *told: read.append(told)) == []
+
+        assert read[-1] == ("n0", 50, 50)
+
+
+def test_without_servers_everything_is_told(tmp_path) -> None:
+    url = f"nats://127.0.0.1:{free_ports(1)[0].client}"
+    config = tmp_path / "node.toml"
+    config.write_text(
+        f"[log]\nengine = 'nats'\n[log.options]\nservers = ['{url}']\nconnect_timeout_s = 0.5\n"
+    )
+
+    check = ["cluster", "check", "--config", str(config), "--copies", "--json"]
+    result = CliRunner().invoke(main, check)
+
+    subjects = [json.loads(line)["subject"] for line in result.stdout.splitlines()]
+    assert result.exit_code == 1
+    assert subjects == ["monitoring", f"server {url}", "copies of stream 'dengine'"]

@@ -17,7 +17,7 @@ from dengine_sm.cli.exit_codes import NEGATIVE
 from dengine_sm.cli.output import print_json
 from dengine_sm.cli.target import json_option
 from dengine_sm.config import load_config
-from dengine_sm.errors import ConfigError
+from dengine_sm.errors import CommitLogError, ConfigError
 from dengine_sm.structuring import structure
 from dengine_sm_nats.checks import Finding
 from dengine_sm_nats.local_cluster import LocalCluster, LocalNode
@@ -186,7 +186,13 @@ def _check_copies(options: NatsLogOptions) -> list[Finding]:
                 bars[name] = shown.add_task(f"copy on {name}", total=count)
             shown.update(bars[name], completed=read)
 
-        return run_async(survey_copies(options, on_progress))
+        try:
+            return run_async(survey_copies(options, on_progress))
+        except CommitLogError as exc:
+            # What was found by then is told nevertheless.
+            reason = "What cannot be read is not checked."
+            subject = f"copies of stream {options.stream!r}"
+            return [Finding(subject, str(exc), "servers that answer", reason)]
 
 
 @cluster.command(

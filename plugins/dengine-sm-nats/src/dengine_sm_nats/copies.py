@@ -31,10 +31,11 @@ Progress = Callable[[str, int, int], None]
 """Told a server's name, how many messages of its copy were read, and how many there are."""
 
 _MISSING = -1
+_MOST_REFUSALS = 5
 _SILENCE_S = 5.0
 _HEARTBEAT_S = 0.5
-_MOST_CONSUMERS_PER_COPY = 30
-"""With three copies, the chance that one is not drawn by then is below one in 10^15."""
+_MOST_CONSUMERS_PER_COPY = 12
+"""With three copies, the chance that one is not drawn by then is one in two millions."""
 
 
 @attrs.define
@@ -52,6 +53,11 @@ class Copy:
         """Return a copy of which nothing was read."""
         count = last_sequence - first_sequence + 1
         return cls(first_sequence, array("q", [_MISSING]) * count)
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last message that there is to be."""
+        return self.first_sequence + len(self.checksums) - 1
 
     def at(self, sequence: int) -> int:
         """Return the checksum of a message."""
@@ -73,7 +79,7 @@ async def survey_copies(
             info = await js.stream_info(options.stream)
             copies = await _read_all(client, js, info, on_progress)
             # What was purged meanwhile is missing from those that were read last.
-            first = (await js.stream_info(options.stream)).state.first_seq
+            first = max(1, (await js.stream_info(options.stream)).state.first_seq)
     finally:
         await client.close()
     unread = [
@@ -103,7 +109,7 @@ def compare_copies(
     """
     missing: dict[str, list[int]] = {name: [] for name in copies}
     differing: dict[str, list[int]] = {name: [] for name in copies}
-    for sequence in range(first_sequence, last_sequence + 1):
+    for sequence in range(first_sequence, last_sequence + 1) if copies else ():
         found = {name: copy.at(sequence) for name, copy in copies.items()}
         if len(set(found.values())) == 1:
             continue
@@ -128,23 +134,49 @@ def compare_copies(
 async def _read_all(
     client: Client, js: JetStreamContext, info: StreamInfo, on_progress: Progress
 ) -> dict[str, Copy]:
-    first, last = info.state.first_seq, info.state.last_seq
-    cluster = info.cluster
-    names = [cluster.leader or "?"] if cluster else ["the server"]
-    names += [str(peer.name) for peer in (cluster.replicas or ())] if cluster else []
-    copies = {name: Copy.empty(first, last) for name in names}
+    # An empty stream may begin at 0.
+    first, last = max(1, info.state.first_seq), info.state.last_seq
+    copies = {name: Copy.empty(first, last) for name in _servers_of(info)}
     if info.state.messages == 0:
         return {name: attrs.evolve(copy, is_complete=True) for name, copy in copies.items()}
-    for _ in range(_MOST_CONSUMERS_PER_COPY * len(names)):
+    refusals = 0
+    for _ in range(_MOST_CONSUMERS_PER_COPY * len(copies)):
         if all(copy.is_complete for copy in copies.values()):
             break
-        async with _consumer(client, js, str(info.config.name), first) as (arrived, consumer):
-            drawn = str(consumer.cluster.leader) if consumer.cluster else names[0]
-            if drawn in copies and not copies[drawn].is_complete:
-                copies[drawn] = copy = Copy.empty(first, last)
-                async for read in _read(client, arrived, copy):
-                    on_progress(drawn, read, len(copy.checksums))
+        try:
+            await _read_drawn(client, js, str(info.config.name), copies, on_progress)
+        except (nats.errors.Error, TimeoutError):
+            # Such as a consumer that was to live on a server which has just gone.
+            refusals += 1
+            if refusals == _MOST_REFUSALS:
+                raise
     return copies
+
+
+def _servers_of(info: StreamInfo) -> list[str]:
+    """Return which servers have a copy."""
+    cluster = info.cluster
+    peers = [cluster.leader, *(peer.name for peer in cluster.replicas or ())] if cluster else []
+    return [name for name in peers if name]
+
+
+async def _read_drawn(
+    client: Client,
+    js: JetStreamContext,
+    stream: str,
+    copies: dict[str, Copy],
+    on_progress: Progress,
+) -> None:
+    """Read the copy of whichever server is drawn, unless it was read already."""
+    any_name, any_copy = next(iter(copies.items()))
+    first, last = any_copy.first_sequence, any_copy.last_sequence
+    async with _consumer(client, js, stream, first) as (arrived, consumer):
+        # A server alone does not say which it is.
+        drawn = str(consumer.cluster.leader) if consumer.cluster else any_name
+        if drawn in copies and not copies[drawn].is_complete:
+            copies[drawn] = copy = Copy.empty(first, last)
+            async for read in _read(client, arrived, copy):
+                on_progress(drawn, read, len(copy.checksums))
 
 
 @asynccontextmanager
@@ -186,7 +218,7 @@ async def _read(client: Client, arrived: asyncio.Queue[Msg], copy: Copy) -> Asyn
     The copy stays incomplete when the server falls silent. One that speaks, but has given no
     message for a while, has no more of them: they were all committed before this began.
     """
-    last = copy.first_sequence + len(copy.checksums) - 1
+    last = copy.last_sequence
     loop = asyncio.get_running_loop()
     read, given_s = 0, loop.time()
     while True:
