@@ -1,6 +1,14 @@
-"""Write, prove and run a replicated state machine in Python."""
+"""Write, prove and run a replicated state machine in Python.
 
-from dengine_sm.config import NodeConfig, load_config
+What only a node needs is loaded when it is first used: half of all processes have no node,
+such as commands that call one, and those in which the kit kills machines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dengine_sm.contract import (
     CONTRACT_VERSION,
     StateMachine,
@@ -40,9 +48,7 @@ from dengine_sm.errors import (
     StorageFormatError,
     StorageLockedError,
 )
-from dengine_sm.handler import StateMachineHandler
 from dengine_sm.hookspecs import Backend, CliCommand, LogEngine, NoOptions, hookimpl, not_transient
-from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
 from dengine_sm.log.contract import CommitLog, LogIdRange, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
@@ -55,8 +61,13 @@ from dengine_sm.model import (
     ScanResult,
     SnapshotMetadata,
 )
-from dengine_sm.node import Node, NodeBuilder, NodeStatus
-from dengine_sm.session import Session, open_session
+
+if TYPE_CHECKING:
+    from dengine_sm.config import NodeConfig, load_config
+    from dengine_sm.handler import StateMachineHandler
+    from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
+    from dengine_sm.node import Node, NodeBuilder, NodeStatus
+    from dengine_sm.session import Session, open_session
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -125,3 +136,28 @@ __all__ = [
     "not_transient",
     "open_session",
 ]
+
+_HOMES = {
+    "Node": "node",
+    "NodeBuilder": "node",
+    "NodeConfig": "config",
+    "NodeStatus": "node",
+    "Session": "session",
+    "StateMachineHandler": "handler",
+    "create_commit_log": "loader",
+    "create_state_machine": "loader",
+    "installed_backends": "loader",
+    "load_config": "config",
+    "open_session": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
