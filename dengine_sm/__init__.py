@@ -6,8 +6,7 @@ such as commands that call one, and those in which the kit kills machines.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dengine_sm.contract import (
     CONTRACT_VERSION,
@@ -49,6 +48,7 @@ from dengine_sm.errors import (
     StorageLockedError,
 )
 from dengine_sm.hookspecs import Backend, CliCommand, LogEngine, NoOptions, hookimpl, not_transient
+from dengine_sm.late import late_names
 from dengine_sm.log.contract import CommitLog, LogIdRange, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
@@ -151,13 +151,4 @@ _HOMES = {
     "open_session": "session",
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = late_names(__name__, _HOMES)

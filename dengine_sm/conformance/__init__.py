@@ -13,8 +13,9 @@ no need of pytest and hypothesis.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dengine_sm.late import late_names
 
 if TYPE_CHECKING:
     from dengine_sm.conformance.application import ApplicationWorkload
@@ -61,13 +62,4 @@ _HOMES = {
     "subject_of_backend": "backend",
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = late_names(__name__, _HOMES)
