@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, repeat
-from typing import overload
 
+from dengine_sm.lazy_sequence import LazySequence
 from dengine_sm.model import Entry, LogId
 
 
-class EntryBlock(Sequence[Entry]):
+class EntryBlock(LazySequence[Entry]):
     """Consecutive entries of one term.
 
     A slice without a step is a block too, and copies no command.
@@ -44,7 +44,9 @@ class EntryBlock(Sequence[Entry]):
         cls, first_index: int, term: int, timestamp_ms: int, payloads: Sequence[bytes]
     ) -> EntryBlock:
         """Return a block of entries that were stamped together."""
-        return cls(first_index, term, [timestamp_ms] * len(payloads), payloads)
+        block = cls(first_index, term)
+        block.add(timestamp_ms, payloads)
+        return block
 
     def add(self, timestamp_ms: int, payloads: Sequence[bytes]) -> None:
         """Add the entries that follow, stamped together."""
@@ -59,35 +61,12 @@ class EntryBlock(Sequence[Entry]):
     def from_index(self, index: int) -> EntryBlock:
         """Return the entries from an index on, which is none below the first."""
         skipped = index - self.first_index
-        if not skipped:
-            return self
-        return EntryBlock(index, self.term, self.timestamps_ms[skipped:], self.payloads[skipped:])
+        return self._part(skipped, len(self)) if skipped else self
 
     def __len__(self) -> int:
         return len(self.payloads)
 
-    @overload
-    def __getitem__(self, position: int) -> Entry: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Entry]: ...
-
-    def __getitem__(self, position: int | slice) -> Entry | Sequence[Entry]:
-        length = len(self.payloads)
-        if isinstance(position, slice):
-            start, stop, step = position.indices(length)
-            if step != 1:
-                return list(self)[position]
-            return EntryBlock(
-                self.first_index + start,
-                self.term,
-                self.timestamps_ms[start:stop],
-                self.payloads[start:stop],
-            )
-        if position < 0:
-            position += length
-        if not 0 <= position < length:
-            raise IndexError(f"position {position} of a block of {length} entries")
+    def _item(self, position: int) -> Entry:
         return Entry(
             self.first_index + position,
             self.term,
@@ -95,20 +74,21 @@ class EntryBlock(Sequence[Entry]):
             self.payloads[position],
         )
 
+    def _part(self, start: int, stop: int) -> EntryBlock:
+        return EntryBlock(
+            self.first_index + start,
+            self.term,
+            self.timestamps_ms[start:stop],
+            self.payloads[start:stop],
+        )
+
+    def _whole(self) -> str:
+        return f"a block of {len(self)} entries"
+
     def __iter__(self) -> Iterator[Entry]:
         # Sequence's own goes through __getitem__, which costs three times as much.
         indices = count(self.first_index)
         return map(Entry, indices, repeat(self.term), self.timestamps_ms, self.payloads)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence):
-            return list(self) == list(other)
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # compares by content with mutable lists
-
-    def __repr__(self) -> str:
-        return f"EntryBlock({list(self)!r})"
 
 
 def timestamps_of(entries: Sequence[Entry]) -> list[int]:

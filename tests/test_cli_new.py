@@ -237,7 +237,6 @@ def run(root: Path, command: str, *arguments: str) -> str:
     done = subprocess.run(
         [program, *arguments],
         cwd=root,
-        # The checks sync a lot, and prove the same in memory.
         env=kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,

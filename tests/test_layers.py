@@ -14,6 +14,8 @@ ROOT = Path(dengine_sm.__file__).parent
 
 FLOORS = {
     "errors": 0,
+    "late": 0,
+    "lazy_sequence": 0,
     "model": 1,
     "contract": 1,
     "entries": 1,

@@ -6,16 +6,16 @@ decoding its command.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import repeat
 from types import MappingProxyType
-from typing import overload
 
+from dengine_sm.lazy_sequence import LazySequence
 from dengine_sm.model import ApplyResult, Outcome
 
 
-class ChunkResults(Sequence[ApplyResult]):
+class ChunkResults(LazySequence[ApplyResult]):
     """One result per entry: duplicates first, then applied ones but for the rejected.
 
     Args:
@@ -45,20 +45,7 @@ class ChunkResults(Sequence[ApplyResult]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, position: int) -> ApplyResult: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[ApplyResult]: ...
-
-    def __getitem__(self, position: int | slice) -> ApplyResult | Sequence[ApplyResult]:
-        if isinstance(position, slice):
-            start, stop, step = position.indices(self._count)
-            return self._part(start, stop) if step == 1 else list(self)[position]
-        if position < 0:
-            position += self._count
-        if not 0 <= position < self._count:
-            raise IndexError(f"position {position} of a chunk of {self._count} results")
+    def _item(self, position: int) -> ApplyResult:
         if position < self._duplicates:
             outcome = Outcome.DUPLICATE
         elif position in self._rejected:
@@ -68,7 +55,6 @@ class ChunkResults(Sequence[ApplyResult]):
         return ApplyResult(self.first_index + position, outcome, self._values.get(position))
 
     def _part(self, start: int, stop: int) -> ChunkResults:
-        """Return the results of some positions, not built either."""
         positions = range(start, stop)
         return ChunkResults(
             self.first_index + start,
@@ -77,6 +63,9 @@ class ChunkResults(Sequence[ApplyResult]):
             {position - start for position in self._rejected if position in positions},
             {at - start: value for at, value in self._values.items() if at in positions},
         )
+
+    def _whole(self) -> str:
+        return f"a chunk of {self._count} results"
 
     def __iter__(self) -> Iterator[ApplyResult]:
         # Sequence's own goes through __getitem__, which costs three times as much.
@@ -91,14 +80,4 @@ class ChunkResults(Sequence[ApplyResult]):
             if position >= self._duplicates and position not in special:
                 yield ApplyResult(self.first_index + position, Outcome.APPLIED)
             else:
-                yield self[position]
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence):
-            return list(self) == list(other)
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # compares by content with mutable lists
-
-    def __repr__(self) -> str:
-        return f"ChunkResults({list(self)!r})"
+                yield self._item(position)

@@ -270,7 +270,7 @@ class EmbeddedLog:
                         observed_index=self.first_index(),
                     )
                 entries = await self._in_worker(partial(self._from_disk, position))
-            position = entries.first_index + len(entries)
+            position = entries.last_id.index + 1
             yield entries
 
     def _from_tail(self, position: int) -> EntryBlock | None:
