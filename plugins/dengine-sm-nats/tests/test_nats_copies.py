@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from array import array
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,19 @@ from dengine_sm_nats.servers import LocalServers
 from nats_tools import connected, make_stream, publish
 
 from dengine_sm.cli import main
+
+
+@asynccontextmanager
+async def filled_servers(
+    directory: Path, count: int, data: bytes = b"x"
+) -> AsyncIterator[tuple[LocalServers, NatsLogOptions]]:
+    """Three servers that all have the same messages."""
+    with LocalServers(directory) as servers:
+        async with connected(servers.urls) as client:
+            await make_stream(client.jetstream())
+            last = await publish(client.jetstream(), count, data)
+        servers.wait_copied("dengine", last)
+        yield servers, NatsLogOptions(servers=servers.urls, monitoring=servers.monitoring)
 
 
 def copies(*checksums: list[int]) -> dict[str, Copy]:
@@ -53,13 +69,8 @@ def test_what_was_purged_or_is_nowhere_is_not_compared() -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_flipped_byte_that_no_server_has_read(tmp_path) -> None:
-    with LocalServers(tmp_path) as servers:
-        options = NatsLogOptions(servers=servers.urls, monitoring=servers.monitoring)
-        async with connected(servers.urls) as client:
-            await make_stream(client.jetstream())
-            # More than one block of 8 MiB: the first one is not in the servers' memory.
-            last = await publish(client.jetstream(), 24, b"x" * 1_000_000)
-        servers.wait_copied("dengine", last)
+    # More than one block of 8 MiB: the first one is not in the servers' memory.
+    async with filled_servers(tmp_path, 24, b"x" * 1_000_000) as (servers, options):
         assert await survey_copies(options) == []
         follower = (servers.leader_of("dengine") + 1) % 3
         [block] = servers.store(follower).glob("jetstream/A/streams/dengine/msgs/1.blk")
@@ -79,12 +90,7 @@ async def test_a_flipped_byte_that_no_server_has_read(tmp_path) -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_server_that_is_down_is_no_damage(tmp_path) -> None:
-    with LocalServers(tmp_path) as servers:
-        options = NatsLogOptions(servers=servers.urls, monitoring=servers.monitoring)
-        async with connected(servers.urls) as client:
-            await make_stream(client.jetstream())
-            last = await publish(client.jetstream(), 50)
-        servers.wait_copied("dengine", last)
+    async with filled_servers(tmp_path, 50) as (servers, options):
         follower = (servers.leader_of("dengine") + 1) % 3
         servers.kill(follower)
 

@@ -20,10 +20,11 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, StreamInfo
+from nats.js.api import ConsumerInfo, StreamInfo
 
 from dengine_sm_nats.checks import Finding, damaged_copy
 from dengine_sm_nats.connection import connect, server_errors
+from dengine_sm_nats.consumers import drop_consumer, make_consumer
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.reader import place_of
 
@@ -189,24 +190,11 @@ async def _consumer(
         inbox, cb=arrived.put, pending_msgs_limit=-1, pending_bytes_limit=-1
     )
     try:
-        info = await js.add_consumer(
-            stream,
-            ConsumerConfig(
-                deliver_subject=inbox,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=first_sequence,
-                ack_policy=AckPolicy.NONE,
-                flow_control=True,
-                idle_heartbeat=_HEARTBEAT_S,
-                mem_storage=True,
-                num_replicas=1,
-                inactive_threshold=5.0,
-            ),
-        )
+        info = await make_consumer(js, stream, inbox, first_sequence, heartbeat_s=_HEARTBEAT_S)
         try:
             yield arrived, info
         finally:
-            await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}")
+            await drop_consumer(client, stream, info.name)
     finally:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

@@ -20,9 +20,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from dengine_sm import LogGapError
+from dengine_sm_nats.consumers import drop_consumer, make_consumer
 
 _HEARTBEAT_S = 1.0
 _RETRY_PAUSE_S = 0.1
@@ -162,20 +162,8 @@ class Reader:
         self._subscription = await self._client.subscribe(
             inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        info = await self._js.add_consumer(
-            self._stream,
-            ConsumerConfig(
-                deliver_subject=inbox,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=self._next,
-                ack_policy=AckPolicy.NONE,
-                flow_control=True,
-                idle_heartbeat=_HEARTBEAT_S,
-                mem_storage=True,
-                num_replicas=1,
-                inactive_threshold=5.0,
-            ),
-            timeout=2.0,
+        info = await make_consumer(
+            self._js, self._stream, inbox, self._next, heartbeat_s=_HEARTBEAT_S
         )
         self._consumer = info.name
         self._server = info.cluster.leader if info.cluster else None
@@ -190,7 +178,7 @@ class Reader:
         if consumer is not None and self._client.is_connected:
             # It would go away by itself, some seconds later.
             with contextlib.suppress(*_SERVER_ERRORS):
-                await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}")
+                await drop_consumer(self._client, self._stream, consumer)
 
     # What arrives
 
