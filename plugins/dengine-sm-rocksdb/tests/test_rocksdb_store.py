@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +164,86 @@ def test_reads_race_a_close(make_store: Any, binding: Binding) -> None:
     store.open()
     store.write(batch(*range(50)))
     threads = [threading.Thread(target=read) for _ in range(3)]
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # so that the readers are met in the midst of things
     for thread in threads:
         thread.start()
-    for _ in range(6):
-        store.close()
-        store.open()
-        store.replace_all([batch(*range(50))])
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for _ in range(6):
+            store.close()
+            store.open()
+            store.replace_all([batch(*range(50))])
+    finally:
+        sys.setswitchinterval(interval_s)
+        stop.set()
+        for thread in threads:
+            thread.join()
 
     assert wrong == []
+
+
+class Slowly:
+    """Lets one thread wait before it does something; `begun` tells when it is there."""
+
+    def __init__(self) -> None:
+        self.begun, self._goes_on = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.begun.set()
+        self._goes_on.wait(30)
+
+    def go_on_soon(self) -> None:
+        threading.Timer(0.2, self._goes_on.set).start()
+
+
+@contextmanager
+def elsewhere(function: Callable[[], object]) -> Iterator[None]:
+    """Run a function in another thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(function)
+        yield
+        running.result()
+
+
+def test_a_close_waits_for_who_ends_a_scan(make_store: Any, binding: Binding) -> None:
+    store, slowly = make_store(binding=binding), Slowly()
+
+    class Scans(set[Any]):
+        def discard(self, scan: Any) -> None:
+            super().discard(scan)
+            slowly.wait()
+
+    store.open()
+    store.write(batch(*range(5)))
+    store._engine._scans = Scans()
+    with elsewhere(lambda: list(store.scan(b"", None))):
+        slowly.begun.wait(30)
+        slowly.go_on_soon()
+        store.close()
+        store.open()
+
+    assert store.count() == 5
+
+
+def test_a_close_waits_for_who_lets_a_view_go(make_store: Any, binding: Binding) -> None:
+    store, slowly = make_store(binding=binding), Slowly()
+    store.open()
+    store.write(batch(*range(5)))
+    view = store.view()
+    let_go = view._pinned.close
+
+    def close() -> None:
+        slowly.wait()
+        let_go()
+
+    view._pinned.close = close
+    with elsewhere(view.close):
+        slowly.begun.wait(30)
+        slowly.go_on_soon()
+        store.close()
+        store.open()
+
+    assert store.count() == 5
 
 
 class Failing:

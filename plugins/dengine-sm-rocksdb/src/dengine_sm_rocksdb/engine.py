@@ -36,9 +36,10 @@ class View(Reading):
     def release(self) -> None:
         """Let the state go, told by the engine."""
         self.shut()
-        pinned, self._pinned = self._pinned, None
-        if pinned is not None:
-            pinned.close()
+        with self._engine.releasing():
+            pinned, self._pinned = self._pinned, None
+            if pinned is not None:
+                pinned.close()
 
     def forget(self) -> None:
         """Leave the handles to the parent process."""
@@ -194,6 +195,7 @@ class Engine(Reading):
         for view in tuple(self._views):
             view.release()
         self._views.clear()
+        self.wait_for_users()  # who released one before we could
         database, self._database = self._database, None
         try:
             if database is not None:

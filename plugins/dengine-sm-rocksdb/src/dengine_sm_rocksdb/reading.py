@@ -137,17 +137,34 @@ class Reading:
                 page_bytes = sum([len(value) for _, value in page])
                 size = max(1, min(_PAGE_BYTES * size // (page_bytes + 1), size * 4, _LARGEST_PAGE))
         finally:
-            self._scans.discard(scan)
+            with self.releasing():
+                scan.cursor = None
+                self._scans.discard(scan)
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """Let a handle go that keeps the database open; whoever shuts waits for the end."""
+        self.users.append(None)
+        try:
+            yield
+        finally:
+            self.users.pop()
 
     def shut(self) -> None:
         """Let nobody read any more, and wait for those who do; drop what they have left."""
         self._reader = None
         self.native_get = self.native_get_internal = self.native_get_own = _closed
-        while self.users:
-            time.sleep(_LOOK_AGAIN_S)
+        self.wait_for_users()
         for scan in tuple(self._scans):
             scan.cursor = None
         self._scans.clear()
+        # Who had let a cursor go before we could may not be done yet.
+        self.wait_for_users()
+
+    def wait_for_users(self) -> None:
+        """Wait until nobody reads or lets a handle go."""
+        while self.users:
+            time.sleep(_LOOK_AGAIN_S)
 
 
 class _Scan:
