@@ -24,7 +24,7 @@ import pytest
 from dengine_sm.backends.file import create_file
 from dengine_sm.backends.memory import create_memory
 from dengine_sm.conformance.maker import Maker, maker_of_callable, maker_of_fixture
-from dengine_sm.conformance.processes import remote
+from dengine_sm.conformance.processes import incubator, remote
 from dengine_sm.conformance.processes.remote import Nursery, RemoteMachine, ScriptReport
 from dengine_sm.conformance.processes.wire import (
     ProcessDied,
@@ -46,7 +46,6 @@ from dengine_sm.kv import Put, encode_command
 from dengine_sm.model import ApplyResult, Entry, LogId, Outcome, ScanResult, SnapshotMetadata
 
 ENTRY = Entry(1, 1, 0, encode_command(Put(b"k", b"v")))
-LISTING = Path("/proc/self/fd")
 
 
 class DerivedError(StorageError):
@@ -146,6 +145,9 @@ class Odd:
         with (self.directory / "file").open("wb") as file:
             file.write(bytes(10_000))
 
+    def _hash(self) -> Any:
+        return hash("odd")
+
     def _environment(self) -> Any:
         return [os.environ.get("ODD_SET"), os.environ.get("ODD_UNSET")]
 
@@ -176,6 +178,22 @@ def nursery_of(factory: Any, environment: Any = None) -> Nursery:
     maker = maker_of_callable(factory)
     assert maker is not None
     return Nursery(maker, environment)
+
+
+def open_descriptors() -> int:
+    """Count those of this process, the shared incubator's always among them."""
+    incubator._shared_incubator()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def pid_of(nursery: Nursery) -> int:
+    assert nursery._process is not None
+    return nursery._process.pid
+
+
+def parent_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/stat").read_text()
+    return int(status.rpartition(")")[2].split()[1])
 
 
 def exists(pid: int) -> bool:
@@ -619,18 +637,18 @@ class TestScripts:
 class TestNursery:
     def test_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        descriptors = len(list(LISTING.iterdir()))
+        descriptors = open_descriptors()
 
         with nursery_of(make_odd) as nursery:
             machines = [nursery.spawn(tmp_path) for _ in range(3)]
             machines[0].kill()
             machines[1].send_signal(signal.SIGSTOP)
             machines[2].begin_script([("get", [b"hang"], False)])
-            process = nursery._process
+            pid = pid_of(nursery)
 
-        assert process is not None and process.returncode is not None
+        assert not exists(pid)
         assert [exists(machine.pid) for machine in machines] == [False] * 3
-        assert len(list(LISTING.iterdir())) == descriptors
+        assert open_descriptors() == descriptors
         assert list(tmp_path.glob("dengine-sm-nursery-*")) == []
 
     def test_passes_on_what_the_factory_raises(self, tmp_path: Path):
@@ -654,7 +672,7 @@ class TestNursery:
         self, maker: Maker, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        descriptors = len(list(LISTING.iterdir()))
+        descriptors = open_descriptors()
         nursery = Nursery(maker)
 
         with pytest.raises(CannotCheckError) as caught, nursery:
@@ -664,7 +682,7 @@ class TestNursery:
         assert said.startswith(f"another process cannot construct the machine ({maker.name}): ")
         assert expected in said
         assert "\n" not in said
-        assert len(list(LISTING.iterdir())) == descriptors
+        assert open_descriptors() == descriptors
         assert list(tmp_path.iterdir()) == []
 
     def test_does_not_wait_forever_for_an_import(self, tmp_path: Path, patience: None):
@@ -699,8 +717,8 @@ class TestNursery:
     def test_that_was_killed_is_told_of(self, tmp_path: Path):
         with nursery_of(make_odd) as nursery:
             assert nursery._process is not None
-            nursery._process.kill()
-            nursery._process.wait()
+            nursery._process.send_signal(signal.SIGKILL)
+            nursery._process.wait(30)
 
             with pytest.raises(ProcessDied, match="the nursery is gone"):
                 nursery.spawn(tmp_path)
@@ -727,6 +745,104 @@ class TestNursery:
         assert len(pids) == 4, done.stderr
         for pid in pids:
             wait_until_gone(pid)
+
+
+class TestIncubator:
+    def test_is_shared_and_imports_once(self):
+        with nursery_of(make_odd) as one, nursery_of(create_file) as other:
+            assert parent_of(pid_of(one)) == parent_of(pid_of(other)) != os.getpid()
+
+    def test_a_variable_that_interpreters_read_when_they_start_needs_another_one(
+        self, tmp_path: Path
+    ):
+        with nursery_of(make_odd, {"PYTHONHASHSEED": "7"}) as one, nursery_of(make_odd) as other:
+            own = parent_of(pid_of(one))
+            assert own not in (parent_of(pid_of(other)), os.getpid())
+            seen = one.spawn(tmp_path).get(b"hash")
+
+        assert not exists(own)
+        code = "import sys; sys.stdout.write(str(hash('odd')))"
+        environment = {**os.environ, "PYTHONHASHSEED": "7"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        assert seen == int(done.stdout)
+
+    def test_of_which_only_another_variable_differs_is_the_shared_one(self):
+        with nursery_of(make_odd, {"ODD_SET": "1"}) as one, nursery_of(make_odd) as other:
+            assert parent_of(pid_of(one)) == parent_of(pid_of(other))
+
+    def test_nurseries_are_where_the_kit_is_by_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        incubator._shared_incubator()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ODD_SET", "since then")
+        (tmp_path / "since_then.py").write_text(
+            "import os\n"
+            "class Machine:\n"
+            "    def __init__(self, directory): pass\n"
+            "    def get(self, key): return [os.getcwd(), os.environ['ODD_SET']]\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+        with Nursery(Maker("function", "Machine", "since_then")) as nursery:
+            found = nursery.spawn(tmp_path).get(b"")
+
+        assert found == [str(tmp_path), "since then"]
+
+    def test_in_a_directory_that_is_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+
+        with nursery_of(make_odd) as nursery:
+            assert nursery.spawn(tmp_path).get(b"value") == b"value"
+
+    def test_that_was_killed_is_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(incubator, "_shared", None)  # others go on with theirs
+        with nursery_of(make_odd) as nursery:
+            killed = parent_of(pid_of(nursery))
+            os.kill(killed, signal.SIGKILL)
+            wait_until_gone(pid_of(nursery))
+
+        with nursery_of(make_odd) as nursery:
+            assert parent_of(pid_of(nursery)) != killed
+            assert nursery.spawn(tmp_path).get(b"value") == b"value"
+        incubator._shared_incubator().close()
+
+    def test_does_not_hear_a_ctrl_c(self):
+        shared = incubator._shared_incubator()
+
+        assert os.getsid(shared._process.pid) != os.getsid(0)
+
+    def test_a_fork_of_the_kit_has_its_own(self, tmp_path: Path):
+        shared = incubator._shared_incubator()
+        maker = maker_of_callable(make_odd)
+        assert maker is not None
+        code = textwrap.dedent(f"""
+            import os
+            from pathlib import Path
+            from dengine_sm.conformance.maker import Maker
+            from dengine_sm.conformance.processes.remote import Nursery
+
+            def look():
+                with Nursery(Maker.from_json({maker.to_json()!r})) as nursery:
+                    machine = nursery.spawn(Path({str(tmp_path)!r}))
+                    assert machine.get(b"value") == b"value"
+
+            look()
+            child = os.fork()
+            look()
+            if child:
+                _, status = os.waitpid(child, 0)
+                look()
+                print(status)
+        """)
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+        assert (done.stdout, done.stderr) == ("0\n", "")
+        assert shared.is_usable()
 
 
 class TestMakers:

@@ -1,8 +1,8 @@
-"""The other side of `remote.py`: a process that knows the factory and forks machines.
+"""The other side of `incubator.py` and `remote.py`: processes that fork nurseries and machines.
 
-It imports the factory once and never opens a machine itself, so that every fork begins
-with an engine that has neither threads nor locks. Run by `Nursery`, not by hand. Its stdin
-is a socket, over which come the sockets that machines are to serve.
+A nursery imports the factory and never opens a machine itself, so that every machine begins
+with an engine that has neither threads nor locks. An incubator forks nurseries and knows no
+factory. To each come the sockets that its children are to serve.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import gc
 import importlib
 import inspect
 import os
@@ -21,6 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,53 +50,82 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 
 
-def main(maker: str) -> None:
-    """Fork a process for every socket that comes, until the kit hangs up."""
-    factory = Maker.from_json(maker).resolve()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+def incubate(modules: Sequence[str]) -> None:
+    """Import modules, then fork a nursery for every socket that comes over stdin."""
+    for name in modules:
+        importlib.import_module(name)
+    gc.freeze()  # no child needs to look through all that
     with socket.socket(fileno=sys.stdin.fileno()) as control:
-        control.sendall(READY)
-        while True:
-            _, descriptors, _, _ = socket.recv_fds(control, len(SERVE), 1)
-            if not descriptors:
-                return
-            with socket.socket(fileno=descriptors[0]) as connection:
-                connection.set_inheritable(False)
-                _fork(connection, factory)
+        _fork_for_each(control, _hatch)
 
 
-def _fork(connection: socket.socket, factory: OpenStateMachine) -> None:
-    nursery = os.getpid()
+def _fork_for_each(control: socket.socket, live: Callable[[socket.socket], None]) -> None:
+    """Fork a process for every socket that comes, until the other side hangs up."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    while True:
+        _, descriptors, _, _ = socket.recv_fds(control, len(SERVE), 1)
+        if not descriptors:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            connection.set_inheritable(False)
+            _fork(connection, live)
+
+
+def _fork(connection: socket.socket, live: Callable[[socket.socket], None]) -> None:
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError:
         traceback.print_exc()  # the kit sees the connection closed
         return
     if pid == 0:
-        _serve_and_exit(connection, factory, nursery)
+        _live_and_exit(connection, live, parent)
 
 
-def _serve_and_exit(connection: socket.socket, factory: OpenStateMachine, nursery: int) -> NoReturn:
-    """Serve one machine until the kit hangs up, then die without a word, as in a crash."""
+def _live_and_exit(
+    connection: socket.socket, live: Callable[[socket.socket], None], parent: int
+) -> NoReturn:
+    """Serve the kit until it hangs up, then die without a word, as in a crash."""
     try:
-        os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        prctl = ctypes.CDLL(None).prctl
-        # A machine that hangs or was stopped would outlive a kit that is killed.
-        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != nursery:
-            os._exit(0)
-        # Where ptrace is limited to ancestors, strace is only a cousin.
-        prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
-        Servant(connection, factory).serve()
+        # One that hangs or was stopped would outlive a kit that is killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() == parent:
+            live(connection)
     except EOFError:
         pass
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def _hatch(connection: socket.socket) -> None:
+    """Become like the kit's process, import the factory, and fork machines."""
+    send(connection, ["pid", os.getpid()])
+    maker, path, directory, environment, output = receive(connection)
+    written = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(written, sys.stdout.fileno())  # one that prints must not wait for a reader
+    os.dup2(written, sys.stderr.fileno())
+    os.close(written)
+    if directory:
+        os.chdir(directory)
+    os.environb.clear()
+    os.environb.update(environment)
+    sys.path[:] = [os.fsdecode(place) for place in path]
+    importlib.invalidate_caches()
+    factory = Maker.from_json(maker).resolve()
+    connection.sendall(READY)
+    _fork_for_each(connection, partial(_serve_machine, factory))
+
+
+def _serve_machine(factory: OpenStateMachine, connection: socket.socket) -> None:
+    os.setsid()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # Where ptrace is limited to ancestors, strace is only a cousin.
+    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+    Servant(connection, factory).serve()
 
 
 class Servant:

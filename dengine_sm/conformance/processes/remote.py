@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +16,9 @@ from typing import Any
 import attrs
 
 from dengine_sm.conformance.maker import Maker
+from dengine_sm.conformance.processes.handle import ProcessHandle
+from dengine_sm.conformance.processes.incubator import kit_environment, lend_incubator
 from dengine_sm.conformance.processes.wire import (
-    NURSERY_VARIABLE,
     READY,
     SERVE,
     ProcessDied,
@@ -28,6 +26,7 @@ from dengine_sm.conformance.processes.wire import (
     pack,
     receive,
     refuse_in_nursery,
+    send,
     unpack,
     unpack_error,
 )
@@ -42,11 +41,6 @@ from dengine_sm.validation import protocol_methods
 
 ANSWER_TIMEOUT_S = 120.0
 """A machine that is silent for so long hangs; a backstop, not a measure."""
-
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from dengine_sm.conformance.processes.nursery import main; main(sys.argv[2])"
-)
 
 METHODS = tuple(
     name
@@ -66,10 +60,11 @@ class Nursery:
     def __init__(self, maker: Maker, environment: Mapping[str, str | None] | None = None) -> None:
         self._maker = maker
         self._environment = environment or {}
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._held = contextlib.ExitStack()
+        self._root: Path | None = None
+        self._process: ProcessHandle | None = None
         self._control: socket.socket | None = None
-        """Its other end is the process's stdin."""
+        """At its other end the process waits for sockets that machines are to serve."""
         self._machines: list[RemoteMachine] = []
 
     def __enter__(self) -> Nursery:
@@ -82,43 +77,44 @@ class Nursery:
         refuse_in_nursery()
         try:
             self._start()
-            self._await_ready()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
     def _start(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="dengine-sm-nursery-")
-        self._control, theirs = socket.socketpair()
-        self._control.settimeout(ANSWER_TIMEOUT_S)
-        # Not a shim: strace would count the shim's system calls too.
-        is_venv = sys.prefix != sys.base_prefix
-        python = sys.executable if is_venv else os.path.realpath(sys.executable)
-        command = [python, "-c", _PROGRAM, json.dumps(sys.path), self._maker.to_json()]
-        with theirs, self._stderr_path.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                command,
-                stdin=theirs.fileno(),
-                stdout=output,  # a machine that prints must not wait for a reader
-                stderr=output,
-                env=self._merged_environment(),
-            )
-
-    def _await_ready(self) -> None:
-        assert self._control is not None
+        environment = kit_environment(self._environment)
+        name = self._held.enter_context(tempfile.TemporaryDirectory(prefix="dengine-sm-nursery-"))
+        self._root = Path(name)
+        self._stderr_path.touch()
+        incubator = self._held.enter_context(lend_incubator(environment))
         why = ""
         try:
-            if self._control.recv(len(READY)) == READY:
+            control = self._control = incubator.hatch()
+            control.settimeout(ANSWER_TIMEOUT_S)
+            _, pid = receive(control)
+            self._process = ProcessHandle(pid)
+            send(control, self._order(environment))
+            if control.recv(len(READY)) == READY:
                 return
         except TimeoutError:
             why = f"importing it took more than {ANSWER_TIMEOUT_S:.0f} s"
-        except ConnectionResetError:
+        except (EOFError, OSError):
             pass
-        why = why or self.stderr().rpartition("\n")[2] or "it ended without a word"
+        said = self.stderr() or incubator.output()
+        why = why or said.rpartition("\n")[2] or "it ended without a word"
         raise CannotCheckError(
             f"another process cannot construct the machine ({self._maker.name}): {why}"
         )
+
+    def _order(self, environment: Mapping[str, str]) -> list[Any]:
+        """Return all in which the new process is to be like this one."""
+        variables = [[os.fsencode(k), os.fsencode(v)] for k, v in environment.items()]
+        path = [os.fsencode(place) for place in sys.path]
+        directory = b""
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+            directory = os.fsencode(Path.cwd())
+        return [self._maker.to_json(), path, directory, variables, os.fsencode(self._stderr_path)]
 
     def __exit__(
         self,
@@ -133,12 +129,11 @@ class Nursery:
             self._control.close()
             self._control = None
         if self._process is not None:
-            self._process.kill()  # it has nothing to finish, and may be stuck in an import
-            self._process.wait()
+            # It has nothing to finish, and may be stuck in an import.
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(ANSWER_TIMEOUT_S)
             self._process = None
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        self._held.close()
 
     def spawn(self, directory: Path, *preparations: Sequence[Any]) -> RemoteMachine:
         """Construct a machine on a directory in a new process; it is not started.
@@ -175,22 +170,9 @@ class Nursery:
         return ""
 
     @property
-    def _root(self) -> Path:
-        assert self._directory is not None, "the nursery is not entered"
-        return Path(self._directory.name)
-
-    @property
     def _stderr_path(self) -> Path:
+        assert self._root is not None, "the nursery is not entered"
         return self._root / "stderr"
-
-    def _merged_environment(self) -> dict[str, str]:
-        merged = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", NURSERY_VARIABLE: "1"}
-        for name, value in self._environment.items():
-            if value is None:
-                merged.pop(name, None)
-            else:
-                merged[name] = value
-        return merged
 
 
 @attrs.frozen
@@ -231,14 +213,14 @@ class RemoteMachine:
         self._nursery = nursery
         self._methods: frozenset[str] = frozenset()
         self.pid = 0
-        self._pidfd = -1
+        self._process: ProcessHandle | None = None
         try:
             _, self.pid = self._receive()
-            self._pidfd = os.pidfd_open(self.pid)
+            self._process = ProcessHandle(self.pid)
         except ProcessLookupError:
             raise self._died() from None
         finally:
-            if self._pidfd < 0:
+            if self._process is None:
                 connection.close()
 
     def construct(self, directory: Path) -> None:
@@ -327,9 +309,8 @@ class RemoteMachine:
 
     def send_signal(self, number: int) -> None:
         """Send a signal and do not wait; nothing happens to a process that is gone."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """Send SIGKILL and wait until the process is gone, with its locks; idempotent."""
@@ -342,15 +323,10 @@ class RemoteMachine:
         Raises:
             AssertionError: it does not end.
         """
-        if self._pidfd < 0:
+        process, self._process = self._process, None
+        if process is None:
             return
-        ended = select.poll()  # select() takes no descriptor above 1023
-        ended.register(self._pidfd, select.POLLIN)
-        has_ended = bool(ended.poll(ANSWER_TIMEOUT_S * 1000))
-        if not has_ended:
-            self.send_signal(signal.SIGKILL)
-        os.close(self._pidfd)
-        self._pidfd = -1
+        has_ended = process.wait(ANSWER_TIMEOUT_S)
         self._connection.close()
         if not has_ended:
             raise AssertionError(
