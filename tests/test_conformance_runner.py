@@ -30,6 +30,7 @@ from dengine_sm.conformance.runner import (
 from dengine_sm.conformance.subject import Subject
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, NotBoundError, Violation, violates
+from dengine_sm.conformance.workload import sample_commands
 from dengine_sm.errors import StorageError
 from dengine_sm.model import Durability
 
@@ -210,6 +211,75 @@ class TestHang:
                 trial.on_progress(done, ticks)
 
         assert run(check, hang_s=2.0).status is Status.PASSED
+
+
+class TestThreads:
+    def test_are_used_again(self):
+        seen = []
+
+        run(lambda trial: seen.append(threading.current_thread()))
+        run(lambda trial: seen.append(threading.current_thread()))
+
+        assert seen[0] is seen[1] is not threading.current_thread()
+
+    def test_that_hang_are_not_used_again(self):
+        wait = threading.Event()
+        seen: list[threading.Thread] = []
+
+        def hang(trial: Trial) -> None:
+            seen.append(threading.current_thread())
+            wait.wait(60)
+
+        run(hang, hang_s=0.1)
+        run(lambda trial: seen.append(threading.current_thread()))
+
+        wait.set()
+        assert seen[0] is not seen[1]
+
+    def test_that_failed_are_as_good_as_new(self):
+        assert run(raising(PanicError("native code panicked"))).status is Status.FAILED
+        assert run(lambda trial: None).status is Status.PASSED
+
+    def test_of_the_parent_are_not_those_of_a_fork(self):
+        code = textwrap.dedent("""
+            import os
+            from dengine_sm.conformance.workers import give_back, take_worker
+            give_back(take_worker())
+            child = os.fork()
+            worker = take_worker()
+            if not child:
+                os._exit(0 if worker.thread.is_alive() else 1)
+            print(os.waitpid(child, 0)[1])
+        """)
+
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+        assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+class TestSample:
+    def test_is_drawn_once(self):
+        drawn = []
+
+        class Workload(KeyValueWorkload):
+            def commands(self) -> Any:
+                drawn.append(self)
+                return super().commands()
+
+        workload = Workload()
+
+        first = sample_commands(workload, 30, 5)
+        again = sample_commands(workload, 30, 5)
+
+        assert again == first is not again
+        assert len(drawn) == 1
+        assert sample_commands(workload, 30, 6) != first
+
+    def test_of_a_workload_that_cannot_be_hashed(self):
+        class Workload(KeyValueWorkload):
+            __hash__ = None  # type: ignore[assignment]
+
+        assert sample_commands(Workload(), 30, 5) == sample_commands(KeyValueWorkload(), 30, 5)
 
 
 class TestInterruption:

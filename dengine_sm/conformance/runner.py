@@ -30,6 +30,7 @@ from dengine_sm.conformance.results import CheckResult, ClauseResult, Report, St
 from dengine_sm.conformance.subject import Subject
 from dengine_sm.conformance.trial import Check, Trial
 from dengine_sm.conformance.violation import CannotCheckError, NotBoundError, Violation
+from dengine_sm.conformance.workers import give_back, take_worker
 from dengine_sm.contract import CONTRACT_VERSION
 
 HANG_S = {Profile.QUICK: 60.0, Profile.STANDARD: 300.0, Profile.DEEP: 7200.0}
@@ -140,7 +141,7 @@ def run_check(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     hang_s: float | None = None,
 ) -> CheckResult:
-    """Run one check in a thread of its own, with a temporary directory that is removed."""
+    """Run one check in another thread, with a temporary directory that is removed."""
     root = Path(tempfile.mkdtemp(prefix="dengine-sm-kit-"))
     steps: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
     trial = Trial(subject, root, profile, seed, lambda done, total: steps.put((done, total)))
@@ -156,8 +157,8 @@ def run_check(
             steps.put(None)
 
     start = time.perf_counter()
-    thread = threading.Thread(target=work, name=f"dengine-sm-kit-{check.name}", daemon=True)
-    thread.start()
+    worker = take_worker()
+    worker.begin(f"dengine-sm-kit-{check.name}", work)
     try:
         has_ended = _follow(steps, HANG_S[profile] if hang_s is None else hang_s, on_progress)
     except BaseException:  # Ctrl-C; the thread ends with this process
@@ -165,8 +166,8 @@ def run_check(
         raise
     time_s = round(time.perf_counter() - start, 3)
     if not has_ended:
-        return _hung(check, thread, time_s, trial)
-    thread.join()
+        return _hung(check, worker.thread, time_s, trial)
+    give_back(worker)
     remove_tree(root)
     return _result(check, found[0], time_s, trial)
 
