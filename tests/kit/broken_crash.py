@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -208,12 +209,18 @@ class KeepsAppliesInMemoryUntilFlushed(Machine):
 class FlushAsyncReturnsAtOnce(Machine):
     """`flush_async` begins a flush and does not wait for it."""
 
+    SLOW_DISK_S = 0.02  # one in memory could be faster than the kill
+
     def __init__(self, directory: Path) -> None:
         super().__init__(LazyStore(directory))
         self.tasks: set[asyncio.Task] = set()
 
     async def flush_async(self) -> None:
-        self.tasks.add(asyncio.ensure_future(asyncio.to_thread(self.flush)))
+        self.tasks.add(asyncio.ensure_future(asyncio.to_thread(self._flush_slowly)))
+
+    def _flush_slowly(self) -> None:
+        time.sleep(self.SLOW_DISK_S)
+        self.flush()
 
 
 @breaks("CRASH-2")
