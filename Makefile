@@ -12,6 +12,9 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 1) *
 PYTEST_ARGS ?= -n $(WORKERS) --dist worksteal
 PLUGINS := $(wildcard plugins/*)
 
+# Containers often set it. The tests start hundreds of processes, and each would compile everything.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run cluster test test-all bench kit-docs lint format proto clean
 
 run: $(STAMP)

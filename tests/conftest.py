@@ -20,6 +20,21 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest: at the end, one would keep the others waiting."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = [item for item in items if any(map(item.get_closest_marker, ("long", "storm")))]
+    others = [item for item in items if item not in set(first)]
+    arranged: list[pytest.Item] = []
+    for worker in range(workers):  # which begin with a part each, in the order of the list
+        own = first[worker::workers]
+        size = (len(items) - len(arranged)) // (workers - worker) - len(own)
+        arranged += own + others[:size]
+        del others[:size]
+    items[:] = arranged
+
+
 @pytest.fixture
 async def node(tmp_path):
     config = NodeConfig(

@@ -36,6 +36,7 @@ class TestFile(StateMachineTests):
         return create_rolling_file
 
 
+@pytest.mark.long
 def test_per_apply_keeps_the_clauses_that_durability_touches() -> None:
     clauses = ("LIFE-3", "LIFE-4", "APPLY-2", "APPLY-3", "LOG-3", "SNAP-7", "RESET-1")
     clauses += tuple(f"CRASH-{number}" for number in range(1, 9))

@@ -144,6 +144,7 @@ def test_own_tests_may_be_added():
     assert type("TestMine", (StateMachineTests,), {"test_own": lambda self: None})
 
 
+@pytest.mark.long
 def test_two_classes_and_two_processes_do_not_disturb_each_other(tmp_path):
     second = mine().replace("TestMine", "TestOther")
     run = run_pytest(tmp_path, mine() + second, *QUICK, "-n", "2")
@@ -152,6 +153,7 @@ def test_two_classes_and_two_processes_do_not_disturb_each_other(tmp_path):
     assert "TestOther" not in run.stdout
 
 
+@pytest.mark.long
 def test_an_installed_backend_is_checked_by_name(tmp_path):
     run = pytest_in(
         tmp_path, "--pyargs", "dengine_sm.conformance", "--state-machine", "memory", *QUICK

@@ -131,6 +131,7 @@ def test_there_are_sessions() -> None:
     assert ROOT / "docs" / "tutorial-backend.md" in PAGES
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_sessions_run(page: Path, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def copied(project: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_built_and_installed_in_a_fresh_environment_they_pass_the_kit(tmp_path: Path):
     projects = {path.name: copied(path, tmp_path / "src" / path.name) for path in (ROOT, *PLUGINS)}
