@@ -34,14 +34,10 @@ def results(subject: Subject, clause: str = "", seed: int = 0) -> list[CheckResu
     ]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    ("machine", "seed"),
-    [
-        (SoundFileMachine, 0),
-        (SoundSyncedMachine, 1),
-        (SoundMarkedMachine, 0),
-        (SoundMarkedSyncedMachine, 1),
-    ],
+    "machine",
+    [SoundFileMachine, SoundSyncedMachine, SoundMarkedMachine, SoundMarkedSyncedMachine],
 )
 def test_sound_machines_pass(machine: type, seed: int) -> None:
     durability = Durability.PER_APPLY if "Synced" in machine.__name__ else Durability.ON_FLUSH
@@ -67,10 +63,11 @@ def test_a_transient_machine_is_not_bound() -> None:
 
 
 @needs_strace
-def test_an_engine_that_writes_its_files_itself_is_watched_by_strace() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_engine_that_writes_its_files_itself_is_watched_by_strace(seed: int) -> None:
     subject = subject_of(SoundSQLiteMachine, keeps_state_in_memory=False, detects_damage=False)
 
-    found = results(subject, "CRASH-6")
+    found = results(subject, "CRASH-6", seed)
 
     assert {Status.PASSED} == {r.status for r in found}, [r.details for r in found]
     assert found[0].evidence["seen by"] == "strace"
