@@ -24,8 +24,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that take longest: at the end, one would keep the others waiting."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    first = [item for item in items if any(map(item.get_closest_marker, ("long", "storm")))]
-    others = [item for item in items if item not in set(first)]
+    first: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        is_long = any(map(item.get_closest_marker, ("long", "storm")))
+        (first if is_long else others).append(item)
     arranged: list[pytest.Item] = []
     for worker in range(workers):  # which begin with a part each, in the order of the list
         own = first[worker::workers]

@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 
-from dengine_sm.conformance.processes.wire import NURSERY_VARIABLE, SERVE
+from dengine_sm.conformance.processes.wire import NURSERY_VARIABLE, ask_for_process
 
 _PROGRAM = (
     "import json, sys; sys.path[:], modules = json.loads(sys.argv[1]); "
@@ -51,7 +51,6 @@ class Incubator:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._born_with = _read_at_birth(environment)
         self._kit = os.getpid()
-        self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         """Its other end is the process's stdin."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - until it is closed itself
@@ -75,10 +74,7 @@ class Incubator:
 
     def is_usable(self) -> bool:
         """Tell whether it lives and is this process's own, which it is not after a fork."""
-        if self._kit != os.getpid():
-            return False
-        with self._lock:
-            return self._process.poll() is None
+        return self._kit == os.getpid() and self._process.poll() is None
 
     def hatch(self) -> socket.socket:
         """Return a socket at whose other end a new nursery waits for its order.
@@ -86,14 +82,7 @@ class Incubator:
         Raises:
             OSError: the interpreter is gone.
         """
-        connection, theirs = socket.socketpair()
-        with theirs, self._lock:
-            try:
-                socket.send_fds(self._control, [SERVE], [theirs.fileno()])
-            except OSError:
-                connection.close()
-                raise
-        return connection
+        return ask_for_process(self._control)
 
     def output(self) -> str:
         """Return the end of what the interpreter itself wrote."""
@@ -104,11 +93,10 @@ class Incubator:
         """End the interpreter and its nurseries; idempotent, and nothing after a fork."""
         if self._kit != os.getpid():
             return
-        with self._lock:
-            self._control.close()
-            self._process.kill()  # it has nothing to finish
-            self._process.wait()
-            self._output.close()
+        self._control.close()
+        self._process.kill()  # it has nothing to finish
+        self._process.wait()
+        self._output.close()
 
 
 def _read_at_birth(environment: Mapping[str, str]) -> dict[str, str]:
@@ -140,7 +128,6 @@ def _shared_incubator() -> Incubator:
         if _shared is None or not _shared.is_usable():
             if _shared is not None:
                 _shared.close()
-                atexit.unregister(_shared.close)
             _shared = Incubator(kit_environment({}))
             atexit.register(_shared.close)
         return _shared

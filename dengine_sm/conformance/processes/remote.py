@@ -20,8 +20,8 @@ from dengine_sm.conformance.processes.handle import ProcessHandle
 from dengine_sm.conformance.processes.incubator import kit_environment, lend_incubator
 from dengine_sm.conformance.processes.wire import (
     READY,
-    SERVE,
     ProcessDied,
+    ask_for_process,
     framed,
     pack,
     receive,
@@ -152,15 +152,12 @@ class Nursery:
     def _connect(self) -> socket.socket:
         """Return a socket that a new process serves."""
         assert self._control is not None, "the nursery is not entered"
-        connection, theirs = socket.socketpair()
+        try:
+            connection = ask_for_process(self._control)
+        except OSError as exc:
+            said = self.stderr()
+            raise ProcessDied(f"the nursery is gone: {said}", stderr=said) from exc
         connection.settimeout(ANSWER_TIMEOUT_S)
-        with theirs:
-            try:
-                socket.send_fds(self._control, [SERVE], [theirs.fileno()])
-            except OSError as exc:
-                connection.close()
-                said = self.stderr()
-                raise ProcessDied(f"the nursery is gone: {said}", stderr=said) from exc
         return connection
 
     def stderr(self) -> str:

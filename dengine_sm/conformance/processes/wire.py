@@ -15,7 +15,7 @@ from dengine_sm.model import ApplyResult, Entry, LogId, Outcome, ScanResult, Sna
 READY = b"ready"
 """The nursery's first word: it has found the factory."""
 SERVE = b"serve"
-"""Comes with a socket that a new machine is to serve."""
+"""Comes with a socket that a new process is to serve."""
 
 _LENGTH_BYTES = 4
 _MOST_AT_ONCE = 1024 * 1024
@@ -151,6 +151,22 @@ def unpack_error(item: Any) -> Exception:
         exc = RemoteError(name, message)
     exc.add_note(f"in the machine's process:\n{details}")
     return exc
+
+
+def ask_for_process(control: socket.socket) -> socket.socket:
+    """Return a socket that a new process serves, forked by the one that listens to `control`.
+
+    Raises:
+        OSError: that one is gone.
+    """
+    connection, theirs = socket.socketpair()
+    with theirs:
+        try:
+            socket.send_fds(control, [SERVE], [theirs.fileno()])
+        except OSError:
+            connection.close()
+            raise
+    return connection
 
 
 def framed(item: Any) -> bytes:
