@@ -23,6 +23,7 @@ from nats_testing import (
     put,
     single_server,
 )
+from nats_tools import add_stream
 
 from dengine_sm import (
     CommitLogError,
@@ -108,7 +109,7 @@ async def test_everything_wrong_with_a_stream_is_told_at_once(tmp_path, server, 
         wrong = StreamConfig(
             stream, subjects=[subject_of(stream), f"{stream}.more"], max_age=60, discard="old"
         )
-        await client.jetstream().add_stream(wrong)
+        await add_stream(client.jetstream(), wrong)
 
     told = await refusal(tmp_path, log_options(server, stream))
 
@@ -122,9 +123,8 @@ async def test_a_stream_that_the_servers_do_not_make_is_told_with_their_reason(
     tmp_path, server, stream
 ):
     async with client_of(server) as client:
-        await client.jetstream().add_stream(
-            StreamConfig(f"{stream}-2", subjects=[subject_of(stream)])
-        )
+        other = StreamConfig(f"{stream}-2", subjects=[subject_of(stream)])
+        await add_stream(client.jetstream(), other)
 
     told = await refusal(tmp_path, log_options(server, stream))
 

@@ -18,7 +18,7 @@ from dengine_sm_nats.checks import (
 from dengine_sm_nats.monitoring import MonitoringError, read_monitoring
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.servers import LocalServers
-from nats_tools import connected, make_stream, publish
+from nats_tools import connected, make_stream, publish, stream_info
 
 from dengine_sm.errors import CommitLogError
 
@@ -188,7 +188,7 @@ async def test_real_servers_are_as_the_log_needs_them(tmp_path):
         async with connected(servers.urls) as client:
             await make_stream(client.jetstream())
             last = await publish(client.jetstream(), 10)
-            info = await client.jetstream().stream_info("dengine")
+            info = await stream_info(client)
         servers.wait_copied("dengine", last)
 
         for url in servers.monitoring:
@@ -206,7 +206,7 @@ async def test_a_real_server_that_is_set_up_wrongly(tmp_path):
             await make_stream(js, 1, discard="old", deny_delete=False)
             await publish(js, 5)
             await js.delete_msg("dengine", 3)
-            info = await js.stream_info("dengine")
+            info = await stream_info(client)
         url = servers.monitoring[0]
 
         found = check_server(read_monitoring(url, "/varz"), read_monitoring(url, "/jsz"))

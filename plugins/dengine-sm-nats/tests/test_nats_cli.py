@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner, Result
 from dengine_sm_nats.monitoring import MonitoringError, read_monitoring
@@ -21,7 +22,7 @@ from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.servers import LocalServers
 from dengine_sm_nats.stream import stream_config
 from dengine_sm_nats.survey import survey
-from nats_tools import connected, make_stream, publish
+from nats_tools import add_stream, connected, make_stream, publish, without_a_leader
 
 from dengine_sm.cli import exit_codes, main
 from dengine_sm.client import Client
@@ -168,7 +169,7 @@ def sound(tmp_path: Path) -> Iterator[LocalServers]:
 
 async def test_nothing_is_found_about_a_sound_cluster(sound: LocalServers):
     async with connected(sound.urls) as client:
-        await client.jetstream().add_stream(stream_config(as_options(sound)))
+        await add_stream(client.jetstream(), stream_config(as_options(sound)))
 
     assert await survey(as_options(sound)) == []
 
@@ -186,9 +187,20 @@ async def test_what_is_missing_is_found_at_once(sound: LocalServers):
     assert "Connection refused" in found[f"monitoring {sound.monitoring[2]}"]
 
 
+async def test_a_stream_is_asked_for_until_a_leader_answers(sound: LocalServers):
+    async with connected(sound.urls) as client:
+        await add_stream(client.jetstream(), stream_config(as_options(sound)))
+    options = attrs.evolve(as_options(sound), servers=[sound.urls[2]], monitoring=[])
+
+    async with without_a_leader(sound):
+        found = asyncio.create_task(survey(options))
+
+    assert {finding.subject for finding in await found} == {"monitoring"}
+
+
 async def test_servers_without_monitoring_are_not_sound(sound: LocalServers):
     async with connected(sound.urls) as client:
-        await client.jetstream().add_stream(stream_config(as_options(sound)))
+        await add_stream(client.jetstream(), stream_config(as_options(sound)))
 
     [finding] = await survey(NatsLogOptions(sound.urls))
 

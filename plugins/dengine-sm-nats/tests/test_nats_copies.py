@@ -15,7 +15,7 @@ from dengine_sm_nats.copies import Copy, compare_copies, survey_copies
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.server_config import free_ports
 from dengine_sm_nats.servers import LocalServers
-from nats_tools import connected, make_stream, publish
+from nats_tools import connected, make_stream, publish, without_a_leader
 
 from dengine_sm.cli import main
 
@@ -103,6 +103,14 @@ async def test_a_server_that_is_down_is_no_damage(tmp_path) -> None:
 
         assert finding.subject == f"copy of stream 'dengine' on n{follower}"
         assert finding.problem == "could not be read to its end"
+
+
+async def test_copies_are_asked_for_until_a_leader_answers(tmp_path) -> None:
+    async with filled_servers(tmp_path, 5) as (servers, options):
+        async with without_a_leader(servers):
+            survey = asyncio.create_task(survey_copies(options))
+
+        assert await survey == []
 
 
 async def test_the_copy_of_a_server_alone(tmp_path) -> None:

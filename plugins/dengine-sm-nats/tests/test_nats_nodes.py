@@ -11,6 +11,7 @@ from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.log import POSITIONS
 from dengine_sm_nats.published import SnapshotBoard
 from nats_testing import client_of, log_options, node_config, publish_raw, put
+from nats_tools import stream_info
 
 from dengine_sm import (
     LogId,
@@ -37,7 +38,7 @@ async def published(server, stream):
 
 async def first_sequence(server, stream) -> int:
     async with client_of(server) as client:
-        return (await client.jetstream().stream_info(stream)).state.first_seq
+        return (await stream_info(client, stream)).state.first_seq
 
 
 class FailsAt(type(create_memory(Path()))):

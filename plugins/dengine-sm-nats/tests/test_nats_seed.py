@@ -14,6 +14,7 @@ from dengine_sm_nats import NatsLogOptions
 from dengine_sm_nats.seed import TERMS_APART, seed_stream
 from dengine_sm_nats.servers import LocalServers
 from nats_testing import client_of, followed_log, log_options, node_config, put
+from nats_tools import stream_info, without_a_leader
 
 from dengine_sm import (
     CommitLogError,
@@ -104,7 +105,7 @@ async def test_nodes_on_a_seeded_stream_restart_purge_and_are_joined(tmp_path, s
             await node.propose_many([put(b"%d/%d" % (part, n)) for n in range(10)])
             assert await node.take_snapshot() is not None
     async with client_of(server) as client:
-        assert (await client.jetstream().stream_info("restart")).state.first_seq > 1
+        assert (await stream_info(client, "restart")).state.first_seq > 1
 
     joining = node_config(tmp_path, server, "restart", node="n1", backend="memory")
     async with NodeBuilder(joining).build() as node:
@@ -130,6 +131,16 @@ async def test_a_stream_that_exists_is_not_seeded(tmp_path, server):
             await seed_stream(NatsLogOptions(**log_options(server, "exists")), archive)
 
         assert (await one.log.append([b"y"])).first_index == 2
+
+
+async def test_seeding_waits_for_servers_that_elect_a_leader(tmp_path):
+    archive, _ = await single_node_archive(tmp_path, restarts=1)
+    with LocalServers(tmp_path / "servers") as servers:
+        options = NatsLogOptions(**log_options(servers, "late"), sync="unverified")
+        async with without_a_leader(servers):
+            seeding = asyncio.create_task(seed_stream(options, archive))
+
+        assert (await seeding).stream == "late"
 
 
 async def test_a_damaged_archive_seeds_nothing(tmp_path, server):

@@ -22,7 +22,7 @@ from dengine_sm.snapshot import (
     verify_archive,
 )
 from dengine_sm_nats.checks import refuse_lazy_servers
-from dengine_sm_nats.connection import connect, server_errors
+from dengine_sm_nats.connection import connect, patiently, server_errors
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.positions import Position
 from dengine_sm_nats.published import SnapshotBoard
@@ -101,14 +101,14 @@ async def _make_new(
     )
     with server_errors(f"make the stream {name!r}", "nothing was changed"):
         with contextlib.suppress(nats.js.errors.NotFoundError):
-            info = await js.stream_info(name)
+            info = await patiently(lambda: js.stream_info(name), options.outcome_timeout_s)
             raise CommitLogError(
                 f"stream {name!r} exists and holds {info.state.messages} messages: expected a name "
                 "that is free, since a state from elsewhere begins a log of its own; nothing was "
                 "changed"
             )
-        # Servers refuse to make one twice with another id in its metadata.
-        return log_stream(await js.add_stream(config))
+        # Asked twice, servers tell of the one with this id in its metadata, and refuse another.
+        return log_stream(await patiently(lambda: js.add_stream(config), options.outcome_timeout_s))
 
 
 async def _publish(

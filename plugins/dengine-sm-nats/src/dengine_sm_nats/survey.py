@@ -19,7 +19,7 @@ from dengine_sm_nats.checks import (
     check_stream,
     survey_server,
 )
-from dengine_sm_nats.connection import connect
+from dengine_sm_nats.connection import connect, patiently
 from dengine_sm_nats.monitoring import MonitoringError, fetch_monitoring
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.stream import subject_of
@@ -85,7 +85,9 @@ async def _survey_client(url: str, options: NatsLogOptions) -> list[Finding]:
 async def _survey_stream(client: Client, options: NatsLogOptions) -> Iterable[Finding]:
     subject = f"stream {options.stream!r}"
     try:
-        info = await client.jetstream().stream_info(options.stream)
+        # What no leader takes is lost: several requests must fit into the time.
+        js = client.jetstream(timeout=options.connect_timeout_s / 5)
+        info = await patiently(lambda: js.stream_info(options.stream), options.connect_timeout_s)
     except nats.js.errors.NotFoundError:
         reason = "The first node makes it; until then there is no log."
         return [Finding(subject, "does not exist", "it on the servers", reason)]
