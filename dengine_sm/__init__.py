@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from dengine_sm.config import NodeConfig, load_config
     from dengine_sm.handler import StateMachineHandler
     from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
-    from dengine_sm.node import Node, NodeBuilder, NodeStatus
+    from dengine_sm.node import Node, NodeStatus
+    from dengine_sm.node_builder import NodeBuilder
     from dengine_sm.session import Session, open_session
 
 __all__ = [
@@ -139,7 +140,7 @@ __all__ = [
 
 _HOMES = {
     "Node": "node",
-    "NodeBuilder": "node",
+    "NodeBuilder": "node_builder",
     "NodeConfig": "config",
     "NodeStatus": "node",
     "Session": "session",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -16,19 +15,13 @@ import attrs
 from dengine_sm.config import NodeConfig
 from dengine_sm.contract import StateMachine, SupportsGetMulti, SupportsQuery, SupportsScanPrefix
 from dengine_sm.errors import (
-    CommitLogError,
-    ConfigError,
     DEngineError,
     LogGapError,
     NotRunningError,
     ProposalOutcomeUnknown,
-    SnapshotError,
-    StorageError,
 )
 from dengine_sm.files import make_directories
-from dengine_sm.futures import look_at_error, settle
 from dengine_sm.handler import StateMachineHandler
-from dengine_sm.loader import create_commit_log, create_state_machine
 from dengine_sm.log.contract import CommitLog, SharedCommitLog, SnapshotMark
 from dengine_sm.model import (
     ApplyResult,
@@ -37,16 +30,15 @@ from dengine_sm.model import (
     ScanResult,
     SnapshotMetadata,
 )
-from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.proposing import Proposer
 from dengine_sm.read_rounds import ReadRounds
 from dengine_sm.session import Session, open_session
 from dengine_sm.snapshot import SnapshotStore
-from dengine_sm.validation import check_structure, violation
+from dengine_sm.snapshot_taking import SnapshotTaker
 
 logger = logging.getLogger("dengine_sm.node")
 
 _LINEARIZABLE = ReadConsistency.LINEARIZABLE
-_SNAPSHOT_POLL_S = 0.5
 
 Value = TypeVar("Value")
 
@@ -72,78 +64,6 @@ class NodeStatus:
     """The newest snapshot that the state machine has taken or installed."""
     failure: str | None
     """Why the node stopped, if it failed."""
-
-
-class NodeBuilder:
-    """Puts a state machine on a commit log.
-
-        node = NodeBuilder(config).state_machine("file").build()
-
-    Args:
-        config: everything else; `NodeConfig()` is a working default.
-        shutdown_event: stops the node cleanly when it is set.
-    """
-
-    def __init__(
-        self, config: NodeConfig | None = None, shutdown_event: asyncio.Event | None = None
-    ) -> None:
-        self._config = config or NodeConfig()
-        self._shutdown_event = shutdown_event
-        self._machine: str | StateMachine = self._config.state_machine.backend
-        self._log: str | CommitLog = self._config.log.engine
-
-    def state_machine(self, name_or_instance: str | StateMachine) -> NodeBuilder:
-        """Use a backend by name, or a machine that is not started."""
-        self._machine = name_or_instance
-        return self
-
-    def commit_log(self, name_or_instance: str | CommitLog) -> NodeBuilder:
-        """Use a commit log by name, or one that is not open."""
-        self._log = name_or_instance
-        return self
-
-    def build(self) -> Node:
-        """Find, construct and validate both; nothing is started.
-
-        Raises:
-            PluginError: no such backend, it breaks the contract, or the certificate that
-                the config requires is missing or about something else.
-            ConfigError: its options are wrong, or a machine that is no installed backend
-                is to have a certificate.
-        """
-        config = self._config
-        data_dir = config.node.data_dir
-        machine, log = self._machine, self._log
-        if isinstance(machine, str):
-            # Options belong to the backend the config names.
-            own = machine == config.state_machine.backend
-            backend = machine
-            machine = create_state_machine(
-                machine,
-                data_dir / "state_machine",
-                config.state_machine.options if own else None,
-                validate=config.state_machine.validate,
-                require_certificate=config.state_machine.require_certificate,
-                certificate=data_dir / config.state_machine.certificate,
-            )
-        else:
-            backend = type(machine).__name__
-            if config.state_machine.require_certificate != "off":
-                raise _not_certifiable(backend, config.state_machine.require_certificate)
-            if findings := check_structure(machine):
-                raise violation(backend, None, findings)
-        if isinstance(log, str):
-            own = log == config.log.engine
-            log = create_commit_log(log, data_dir / "log", config.log.options if own else None)
-        return Node(machine, log, config, backend=backend, shutdown_event=self._shutdown_event)
-
-
-def _not_certifiable(machine: str, profile: str) -> ConfigError:
-    problem = (
-        f"state_machine.require_certificate: {profile!r} is required, but the node was given "
-        f"a {machine} as an object; only a backend that is chosen by name has a certificate"
-    )
-    return ConfigError(problem, problems=[problem])
 
 
 class Node:
@@ -177,19 +97,11 @@ class Node:
         self._get = machine.get
         self._shared = cast("SharedCommitLog", log) if log.is_shared else None
         self._read_rounds = ReadRounds(self._reach_barrier, self._refusal)
-        self._marked: list[asyncio.Future[bool]] = []
-        self._tracker = ProposalTracker()
-        self._commands: list[bytes] = []
-        self._futures: list[asyncio.Future[ApplyResult]] = []
-        self._wake_batcher = asyncio.Event()
-        self._in_flight = 0
-        self._max_in_flight = config.node.max_in_flight
-        self._slots: list[asyncio.Future[None]] = []
-        self._appends: set[asyncio.Task[object]] = set()
-        self.max_batch_bytes = config.node.max_batch_bytes
-        """Most bytes of commands in one append: as configured, or what the log takes if less."""
-        self._tasks: list[asyncio.Task[None]] = []
-        self._accepting = False
+        self._proposer = Proposer(log, config.node, self.handler.update_pending, self._refusal)
+        self._snapshots = SnapshotTaker(
+            self.handler, self._shared, self._spawn, self._fail, self._refusal
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -225,9 +137,9 @@ class Node:
         except BaseException:
             await self._close()
             raise
-        self._accepting = True
-        self._spawn(self._batch_loop(), "batch")
-        self._spawn(self._snapshot_loop(), "snapshot")
+        self._proposer.begin()
+        self._spawn(self._proposer.run(), "batch")
+        self._spawn(self._snapshots.run(), "snapshot")
         if self._shutdown_event is not None:
             self._spawn(self._watch(self._shutdown_event), "shutdown")
 
@@ -238,7 +150,6 @@ class Node:
         await asyncio.to_thread(self.handler.snapshots.open)
         await self.handler.restore()
         self._applying = self._spawn(self._apply_loop(), "apply")
-        self.max_batch_bytes = min(self.config.node.max_batch_bytes, self._log.max_append_bytes)
         await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -260,7 +171,8 @@ class Node:
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"dengine-sm-{name}")
-        self._tasks.append(task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _watch(self, event: asyncio.Event) -> None:
@@ -270,7 +182,7 @@ class Node:
 
     def _begin_stop(self) -> asyncio.Task[None]:
         if self._stopping is None:
-            self._accepting = False
+            self._proposer.pause()
             self._stopping = asyncio.create_task(self._stop(), name="dengine-sm-stop")
         return self._stopping
 
@@ -285,28 +197,20 @@ class Node:
 
     async def _stop(self) -> None:
         if self._failure is None:
-            await self._drain()
+            await self._proposer.drain()
         await self._close()
 
-    async def _drain(self) -> None:
-        """Wait until every accepted proposal has its result, or the node fails."""
-        while self._in_flight and self._failure is None:
-            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._slots.append(slot)
-            with contextlib.suppress(NotRunningError):
-                await slot
-
     async def _close(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
         try:
             # Before the appends have ended: nobody reads back any more what they wait for.
             await self._log.close()
         finally:
             try:
-                await asyncio.gather(*self._appends, return_exceptions=True)
+                await self._proposer.wait_appended()
                 await asyncio.to_thread(self._machine.stop)
             finally:
                 self._reject_waiting()
@@ -351,14 +255,8 @@ class Node:
             f"the node stopped ({why}) before the command was applied; it may be committed, and is "
             "then applied after a restart"
         )
-        self._tracker.fail(unknown)
-        Singles(self._futures).fail(self._refusal())
-        self._commands, self._futures = [], []
+        self._proposer.reject(unknown)
         self.handler.fail_waiters(self._failure or self._refusal())
-        for slot in self._slots:
-            if not slot.done():
-                slot.set_exception(self._refusal())
-        self._slots.clear()
 
     def _refusal(self) -> NotRunningError:
         name = self.config.node.name
@@ -381,24 +279,7 @@ class Node:
             CommitLogError: the log refused; nothing was committed.
             ProposalOutcomeUnknown: the command may or may not be committed.
         """
-        if not self._accepting or self._in_flight >= self._max_in_flight:
-            await self._take_slots()
-        self._in_flight += 1
-        future: asyncio.Future[ApplyResult] = asyncio.get_running_loop().create_future()
-        self._commands.append(command)
-        self._futures.append(future)
-        if len(self._futures) == 1:
-            self._wake_batcher.set()
-        try:
-            return await future
-        finally:
-            self._in_flight -= 1
-            if self._slots:
-                self._free_slots()
-
-    async def open_session(self, *, timeout_s: float = 30.0) -> Session:
-        """Open a session, in which no command is executed twice; see `open_session`."""
-        return await open_session(self.propose, timeout_s=timeout_s)
+        return await self._proposer.propose(command)
 
     async def propose_many(self, commands: Sequence[bytes]) -> Sequence[ApplyResult]:
         """Commit commands in order and return their results.
@@ -410,119 +291,18 @@ class Node:
             NotRunningError, CommitLogError, ProposalOutcomeUnknown: as for `propose`;
                 blocks before the failed one are committed.
         """
-        waiting: list[asyncio.Future[Sequence[ApplyResult]]] = []
-        results: list[ApplyResult] = []
-        try:
-            for block in self._blocks(commands):
-                await self._take_slots()
-                waiting.append(self._block_future(len(block)))
-                await self._append(block, Block(len(block), waiting[-1]))
-            if len(waiting) == 1:
-                return await asyncio.shield(waiting[0])
-            for future in waiting:
-                results += await asyncio.shield(future)
-        finally:
-            for future in waiting:
-                # Whoever fails first is raised; nobody asks for the others.
-                future.add_done_callback(look_at_error)
-        return results
+        return await self._proposer.propose_many(commands)
 
-    def _block_future(self, count: int) -> asyncio.Future[Sequence[ApplyResult]]:
-        """Return a future that holds slots until it is done, whoever still waits for it."""
-        future: asyncio.Future[Sequence[ApplyResult]] = asyncio.get_running_loop().create_future()
-        self._in_flight += count
+    async def open_session(self, *, timeout_s: float = 30.0) -> Session:
+        """Open a session, in which no command is executed twice; see `open_session`."""
+        return await open_session(self.propose, timeout_s=timeout_s)
 
-        def release(_: object) -> None:
-            self._in_flight -= count
-            self._free_slots()
+    @property
+    def max_batch_bytes(self) -> int:
+        """Most bytes of commands in one append: as configured, or what the log takes if less."""
+        return self._proposer.max_batch_bytes
 
-        future.add_done_callback(release)
-        return future
-
-    def _blocks(self, commands: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
-        most, most_bytes = self.config.node.max_batch_entries, self.max_batch_bytes
-        if 0 < len(commands) <= most and sum(map(len, commands)) <= most_bytes:
-            yield commands
-            return
-        start = size = 0
-        for position, command in enumerate(commands):
-            if position > start and (position - start >= most or size + len(command) > most_bytes):
-                yield commands[start:position]
-                start, size = position, 0
-            size += len(command)
-        if start < len(commands):
-            yield commands[start:]
-
-    async def _take_slots(self) -> None:
-        while self._accepting and self._in_flight >= self._max_in_flight:
-            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._slots.append(slot)
-            await slot
-        if not self._accepting:
-            raise self._refusal()
-
-    def _free_slots(self) -> None:
-        free = self._max_in_flight - self._in_flight if self._accepting else len(self._slots)
-        for slot in self._slots[:free]:
-            if not slot.done():
-                slot.set_result(None)
-        del self._slots[:free]
-
-    async def _batch_loop(self) -> None:
-        """Append everything that waits, again and again; what comes meanwhile waits."""
-        most, most_bytes = self.config.node.max_batch_entries, self.max_batch_bytes
-        turns = asyncio.Semaphore(self._log.appends_in_flight)
-        while True:
-            # Taken before the batch: what arrives while all are busy shares the next one.
-            await turns.acquire()
-            turns.release()
-            if not self._futures:
-                self._wake_batcher.clear()
-                await self._wake_batcher.wait()
-                # One turn of the loop: proposers that are ready now share the append.
-                await asyncio.sleep(0)
-                continue
-            commands, futures = self._commands, self._futures
-            count = min(len(commands), most)
-            if sum(map(len, commands[:count])) > most_bytes:
-                count = len(next(iter(self._blocks(commands))))
-            self._commands, self._futures = commands[count:], futures[count:]
-            await turns.acquire()
-            task = self._begin_append(commands[:count], Singles(futures[:count]))
-            task.add_done_callback(lambda ended: _end_turn(turns, ended))
-
-    async def _append(self, commands: Sequence[bytes], waiter: Waiter) -> None:
-        """Append, and have the waiter told; goes on when the caller is cancelled."""
-        await asyncio.shield(self._begin_append(commands, waiter))
-
-    def _begin_append(self, commands: Sequence[bytes], waiter: Waiter) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._append_tracked(commands, waiter))
-        self._appends.add(cast("asyncio.Task[object]", task))
-        task.add_done_callback(self._appends.discard)
-        return task
-
-    async def _append_tracked(self, commands: Sequence[bytes], waiter: Waiter) -> None:
-        append = self._tracker.begin_append()
-        try:
-            ids = await self._log.append(commands)
-        except BaseException as exc:
-            self._tracker.end_append(append)
-            error: BaseException = exc
-            if not isinstance(exc, DEngineError):
-                error = ProposalOutcomeUnknown(
-                    f"the commit log failed while {len(commands)} commands were appended: {exc!r}; "
-                    "they may be committed"
-                )
-            waiter.fail(error)
-            if error is exc:
-                raise
-            raise error from exc
-        self._tracker.end_append(append, ids, waiter)
-        self.handler.update_pending(ids.last_index)
-        if self._failure is not None or self._stopped.is_set():
-            self._reject_waiting()
-
-    # Applying and snapshots
+    # Applying, and what snapshots change
 
     async def _apply_loop(self) -> None:
         try:
@@ -538,11 +318,11 @@ class Node:
         try:
             async for item in self._log.follow(self.handler.last_applied.index + 1):
                 if isinstance(item, SnapshotMark):
-                    await self._snapshot_at_mark()
+                    await self._snapshots.at_mark()
                     continue
                 self.handler.update_pending(item[-1].index)
                 results = await self.handler.apply_chunk(item)
-                self._tracker.applied(item[0].index, results)
+                self._proposer.tracker.applied(item[0].index, results)
         except LogGapError as gap:
             if self._shared is None or not await self.handler.install_published():
                 raise
@@ -550,7 +330,7 @@ class Node:
             logger.warning(
                 "node %s: %s; installed the snapshot at %s", self.config.node.name, gap, last
             )
-            self._tracker.skipped(
+            self._proposer.tracker.skipped(
                 last.index,
                 ProposalOutcomeUnknown(
                     f"the command is committed at or below index {last.index}, but this node "
@@ -559,67 +339,6 @@ class Node:
             )
             return False
         return True
-
-    async def _snapshot_at_mark(self) -> None:
-        """Begin a snapshot of exactly this state; goes on once its view is pinned."""
-        pinned = asyncio.Event()
-        writing = self._spawn(self._write_marked(pinned), "marked-snapshot")
-        waiting = asyncio.create_task(pinned.wait())
-        await asyncio.wait((writing, waiting), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-
-    async def _write_marked(self, pinned: asyncio.Event) -> None:
-        asked, self._marked = self._marked, []
-        busy = self.handler.is_writing_snapshot
-        error: BaseException | None = None
-        try:
-            if not busy:
-                await self.handler.create_snapshot(pinned)
-        except (StorageError, SnapshotError, CommitLogError) as exc:
-            if not asked:
-                logger.warning("snapshot failed, the log is kept: %s", exc)
-            error = exc
-        except asyncio.CancelledError:
-            error = self._refusal()
-            raise
-        except Exception as exc:
-            self._fail(exc)
-            error = exc
-        finally:
-            self._tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-            settle(asked, not busy, error)
-
-    async def _snapshot_loop(self) -> None:
-        while True:
-            await asyncio.sleep(_SNAPSHOT_POLL_S)
-            if not self.handler.should_snapshot():
-                continue
-            try:
-                await self._snapshot()
-            except (StorageError, SnapshotError, CommitLogError) as exc:
-                logger.warning("snapshot failed, the log is kept: %s", exc)
-            except DEngineError as exc:
-                self._fail(exc)
-                return
-
-    async def _snapshot(self) -> None:
-        """Take a snapshot: of a shared log's next mark, so that all nodes take the same."""
-        if self._shared is None:
-            await self.handler.create_snapshot()
-            return
-        while not await self._snapshot_of_mark(self._shared):
-            # The mark came while one was being written; the state has moved on since.
-            await self.handler.wait_snapshot_written()
-
-    async def _snapshot_of_mark(self, log: SharedCommitLog) -> bool:
-        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._marked.append(taken)
-        try:
-            await log.request_snapshot()
-            return await taken
-        finally:
-            if taken in self._marked:
-                self._marked.remove(taken)
 
     async def take_snapshot(self) -> SnapshotMetadata | None:
         """Take a snapshot now, clean up and purge.
@@ -631,7 +350,7 @@ class Node:
             StorageError, SnapshotError: nothing was published; the node goes on.
         """
         self._require_running()
-        await self._snapshot()
+        await self._snapshots.take()
         newest = await asyncio.to_thread(self.handler.snapshots.newest)
         return newest.metadata if newest else None
 
@@ -645,21 +364,19 @@ class Node:
             SnapshotError, StorageError: nothing changed.
         """
         self._require_running()
-        self._accepting = False
+        self._proposer.pause()
         try:
-            await self._drain()
+            await self._proposer.drain()
             await self._stop_applying()
             return await self.handler.install_snapshot(archive)
         finally:
             if self._stopping is None:
                 self._applying = self._spawn(self._apply_loop(), "apply")
-                self._accepting = True
-                self._free_slots()
+                self._proposer.resume()
 
     async def _stop_applying(self) -> None:
         self._applying.cancel()
         await asyncio.wait([self._applying])
-        self._tasks.remove(self._applying)
 
     # Reads
 
@@ -748,7 +465,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Return what the node knows of itself; answers also while stopped."""
-        running = self._accepting and self._failure is None
+        running = self._proposer.accepting and self._failure is None
         opened = not self._stopped.is_set()
         newest = self._machine.snapshot_metadata() if self._machine.is_running() else None
         return NodeStatus(
@@ -760,13 +477,7 @@ class Node:
             first_index=self._log.first_index() if opened else 0,
             last_log_id=self._log.last_log_id(),
             entries=self._machine.len() if self._machine.is_running() else 0,
-            in_flight=self._in_flight,
+            in_flight=self._proposer.in_flight,
             snapshot=newest,
             failure=None if self._failure is None else str(self._failure),
         )
-
-
-def _end_turn(turns: asyncio.Semaphore, append: asyncio.Task[None]) -> None:
-    turns.release()
-    # The proposers were told.
-    look_at_error(append)

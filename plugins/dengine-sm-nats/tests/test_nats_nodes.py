@@ -82,7 +82,7 @@ async def test_appends_that_nobody_reads_back_do_not_hold_up_the_stop_of_a_faile
     # As when a node fails in the moment in which an append begins.
     await node._stop_applying()
     proposal = asyncio.create_task(node.propose(put(b"b")))
-    while not node._appends:
+    while not node._proposer._appends:
         await asyncio.sleep(0)
     node._fail(StorageError("the disk is full"))
 
