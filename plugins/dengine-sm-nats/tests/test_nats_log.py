@@ -7,8 +7,9 @@ import asyncio
 import nats.errors
 import pytest
 from dengine_sm_nats import NatsLogOptions
+from dengine_sm_nats.counting import UNREADABLE_COMMAND
 from dengine_sm_nats.frames import MAGIC, Commands, encode_frame
-from dengine_sm_nats.log import POSITIONS, UNREADABLE_COMMAND, NatsLog
+from dengine_sm_nats.log import POSITIONS, NatsLog
 from dengine_sm_nats.reader import Reader
 from nats_testing import (
     Followed,

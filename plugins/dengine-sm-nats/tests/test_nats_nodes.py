@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dengine_sm_nats import NatsLogOptions
-from dengine_sm_nats.log import POSITIONS
+from dengine_sm_nats.log import POSITIONS, NatsLog
 from dengine_sm_nats.published import SnapshotBoard
 from nats_testing import client_of, log_options, node_config, publish_raw, put
 from nats_tools import stream_info
@@ -106,6 +106,21 @@ async def nodes_that_purged(tmp_path, server, stream) -> list[LogId]:
     return [one.last_included for one in archives]
 
 
+async def test_a_log_that_knows_published_snapshots_has_not_read_up_to_them(
+    tmp_path, server, stream
+):
+    await nodes_that_purged(tmp_path, server, stream)
+    log = NatsLog(tmp_path / "late", NatsLogOptions(**log_options(server, stream)))
+
+    await log.open()
+    try:
+        # It tells the others so: none of them may purge what it is still to read.
+        assert log.last_log_id() == LogId.ZERO
+        assert log.first_index() > 1
+    finally:
+        await log.close()
+
+
 @pytest.mark.parametrize("backend", ["memory", "file", "sqlite"])
 async def test_a_new_node_joins_behind_a_purge_by_the_published_snapshot(
     tmp_path, server, stream, backend
@@ -180,7 +195,7 @@ async def test_a_node_that_fell_behind_a_purge_while_it_runs_installs_and_goes_o
         for part in range(1, 4):
             await fill(a, part * 50)
             await a.take_snapshot()
-        assert await first_sequence(server, stream) > b._log._position.sequence + 3
+        assert await first_sequence(server, stream) > b._log._counting.position.sequence + 3
         b._applying = b._spawn(b._apply_loop(), "apply")
 
         with pytest.raises(ProposalOutcomeUnknown, match="installed a snapshot over it"):

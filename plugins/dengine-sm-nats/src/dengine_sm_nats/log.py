@@ -13,13 +13,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 from nats.js import JetStreamContext
 
 from dengine_sm import (
     CommitLogError,
     Entry,
-    EntryBlock,
     LogGapError,
     LogId,
     LogIdRange,
@@ -32,17 +30,13 @@ from dengine_sm.files import DirectoryLock, make_directories, write_checked_file
 from dengine_sm_nats.checks import refuse_lazy_servers
 from dengine_sm_nats.clock import StreamClock
 from dengine_sm_nats.connection import connect, server_errors
+from dengine_sm_nats.counting import Counting, Items, frame_of
 from dengine_sm_nats.divergence import StateComparison
 from dengine_sm_nats.frames import (
     OVERHEAD_BYTES,
     PER_COMMAND_BYTES,
-    Commands,
     Digest,
-    Frame,
-    Mark,
-    UnreadableMessageError,
     added_bytes,
-    decode_frame,
 )
 from dengine_sm_nats.identity import (
     keep_alarm,
@@ -50,19 +44,17 @@ from dengine_sm_nats.identity import (
     refuse_alarm,
     refuse_foreign_directory,
 )
-from dengine_sm_nats.neighbours import Neighbour, Neighbours, this_process
-from dengine_sm_nats.options import LATEST_ARRIVAL_S, NatsLogOptions
-from dengine_sm_nats.outbox import Outbox, OwnFrame
+from dengine_sm_nats.neighbours import Neighbour, Neighbours, describe_nodes, this_process
+from dengine_sm_nats.options import NatsLogOptions
+from dengine_sm_nats.outbox import Outbox
 from dengine_sm_nats.positions import Position, Positions, load_positions
 from dengine_sm_nats.published import SnapshotBoard
 from dengine_sm_nats.publisher import Publisher
 from dengine_sm_nats.reader import Message, Reader
 from dengine_sm_nats.room import Room
-from dengine_sm_nats.stream import open_stream, subject_of
+from dengine_sm_nats.stream import describe_stream, open_stream, subject_of
 
 POSITIONS = "POSITIONS"
-UNREADABLE_COMMAND = b"\xff"
-"""Stands for a message that is no frame: no CBOR item, so that `kv/1` rejects it (APPLY-7)."""
 _SAVE_EVERY = 1024
 """Messages between two writes of the positions: what a restart may have to count again."""
 
@@ -70,39 +62,6 @@ _CLOSE_S = _DESCRIBE_S = 2.0
 _FETCH_PAUSE_S = 0.5
 
 logger = logging.getLogger("dengine_sm_nats")
-
-
-@attrs.define
-class _Items:
-    """What messages come to: entries, cut where a snapshot is to be taken."""
-
-    term: int
-    first_index: int
-    """Of the first entry that is wanted; what is before it was applied earlier."""
-    _items: list[Sequence[Entry] | SnapshotMark] = attrs.field(factory=list)
-    _entries: EntryBlock | None = None
-
-    def add(self, first_index: int, timestamp_ms: int, payloads: Sequence[bytes]) -> None:
-        """Add the entries of one message."""
-        applied = self.first_index - first_index
-        if applied > 0:
-            payloads, first_index = payloads[applied:], self.first_index
-        if self._entries is None:
-            self._entries = EntryBlock(first_index, self.term)
-        self._entries.add(timestamp_ms, payloads)
-
-    def mark(self, index: int) -> None:
-        """Add a mark behind an index."""
-        if index >= self.first_index - 1:
-            self.take()
-            self._items.append(SnapshotMark(index))
-
-    def take(self) -> list[Sequence[Entry] | SnapshotMark]:
-        """Return what came together, in order."""
-        if self._entries is not None:
-            self._items.append(self._entries)
-            self._entries = None
-        return self._items
 
 
 class NatsLog:
@@ -122,11 +81,9 @@ class NatsLog:
         self.max_append_bytes = 1 << 20
         self._lock = DirectoryLock(directory)
         self._is_open = False
-        self._since_number = 0
-        self._position = Position(0, 0, 0)
+        self._counting_or_none: Counting | None = None
         self._reader: Reader | None = None
         self._first_index = 1
-        self._own_mark = 0
         self._clock = StreamClock()
         self._saving = asyncio.Lock()
         self._is_behind = False
@@ -174,7 +131,7 @@ class NatsLog:
         self._board = SnapshotBoard(self._js, self.options, self._stream.stream_id)
         await self._board.open()
         self._room = Room(self._js, self.options, self._stream.size_bytes, self.request_snapshot)
-        self._take_up_counting()
+        start = self._take_up_counting()
         await self._learn_published()
         self._comparison = StateComparison(self.name, self._identity)
         publisher = Publisher(
@@ -188,15 +145,19 @@ class NatsLog:
             self._stream.term,
             publisher,
             held=self._counted.newest.sequence,
-            position=lambda: self._position,
+            position=lambda: self._counting.position,
             on_stored=self._on_stored,
             silence_s=lambda: self._reader.waiting_s if self._reader else 0.0,
             patience_s=self.options.outcome_timeout_s,
         )
+        self._counting_or_none = Counting(
+            self.options.stream, self._stream.term, start, self._counted, self._outbox
+        )
         self._neighbours = Neighbours(self._client, self.options.stream, self._describe_self)
         await self._neighbours.join()
 
-    def _take_up_counting(self) -> None:
+    def _take_up_counting(self) -> Position:
+        """Return up to where this node has read the stream."""
         stream = self._stream
         if self._positions is None:
             start = Position(0, stream.base_index, stream.base_timestamp_ms)
@@ -208,7 +169,7 @@ class NatsLog:
                 f"({stream.stream_id}): it was deleted and made anew, or the servers are others; "
                 "remove the node's data directory to have it join the new one; nothing was changed"
             )
-        self._position = self._positions.newest
+        return self._positions.newest
 
     async def _learn_published(self) -> None:
         """Learn from where the published snapshots let a node count on, with or without them."""
@@ -227,6 +188,11 @@ class NatsLog:
         assert self._positions is not None
         return self._positions
 
+    @property
+    def _counting(self) -> Counting:
+        assert self._counting_or_none is not None
+        return self._counting_or_none
+
     async def close(self) -> None:
         """Leave the servers; idempotent."""
         if not self._is_open:
@@ -240,7 +206,7 @@ class NatsLog:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLOSE_S):
                 await self._client.close()
-        self._counted.add(self._position)
+        self._counted.add(self._counting.position)
         try:
             await self._save_positions()
         finally:
@@ -270,7 +236,7 @@ class NatsLog:
             raise ValueError("append: expected at least one payload")
         self._refuse_too_large(payloads)
         if self._room.is_full:
-            await self._room.refuse_full(self._position.index)
+            await self._room.refuse_full(self._counting.position.index)
         return await self._outbox.send_commands(payloads, self._clock.now_ms())
 
     def _refuse_too_large(self, payloads: Sequence[bytes]) -> None:
@@ -306,8 +272,7 @@ class NatsLog:
 
     def last_log_id(self) -> LogId:
         """Return the id of the newest entry that this node has read."""
-        index = self._position.index
-        return LogId(self._stream.term, index) if index else LogId.ZERO
+        return self._counting_or_none.last_log_id() if self._counting_or_none else LogId.ZERO
 
     async def follow(self, first_index: int) -> AsyncIterator[Sequence[Entry] | SnapshotMark]:
         """Yield entries from an index on, and marks between them, until the log is closed."""
@@ -320,9 +285,7 @@ class NatsLog:
                 expected_index=first_index,
                 observed_index=self._first_index,
             )
-        self._position = start
-        self._outbox.pass_over()
-        self._since_number = self._outbox.last_number
+        self._counting.begin(start)
         reader = self._reader = Reader(
             self._client,
             self._js,
@@ -362,116 +325,17 @@ class NatsLog:
         self, batch: Sequence[Message], reader: Reader, first_index: int
     ) -> list[Sequence[Entry] | SnapshotMark]:
         self._clock.observe(batch[-1].timestamp_ms)
-        items = _Items(self._stream.term, first_index)
+        items = Items(self._stream.term, first_index)
         for message in batch:
-            frame = await self._frame_of(message, reader)
+            frame = await frame_of(message, reader, self.options.stream)
             self._room.count(message.data)
-            self._count(message, frame, items)
+            self._counting.take(message, frame, items)
             if isinstance(frame, Digest):
                 await self._compare(frame)
             if message.sequence % _SAVE_EVERY == 0:
-                self._counted.add(self._position)
+                self._counted.add(self._counting.position)
                 await self._save_positions()
         return items.take()
-
-    def _count(self, message: Message, frame: Frame | None, items: _Items) -> None:
-        """Move on by one message."""
-        before = self._position
-        late = isinstance(frame, Commands) and self._refuse_late(frame, message)
-        payloads: Sequence[bytes] = ()
-        if frame is None or late:
-            payloads = (UNREADABLE_COMMAND,)
-        elif isinstance(frame, Commands):
-            payloads = frame.payloads
-        marks = isinstance(frame, Mark) and frame.after == before.mark
-        now = self._position = Position(
-            message.sequence,
-            before.index + len(payloads),
-            max(before.timestamp_ms, message.timestamp_ms),
-            message.sequence if marks else before.mark,
-        )
-        if payloads and now.index >= items.first_index:
-            items.add(before.index + 1, now.timestamp_ms, payloads)
-        if isinstance(frame, Mark) and marks:
-            items.mark(now.index)
-            self._note_mark(frame)
-        if isinstance(frame, OwnFrame) and self._outbox.owns(frame):
-            if not payloads:
-                self._refuse_short_log(frame.number, now.index, items.first_index)
-            ids = LogIdRange(self._stream.term, before.index + 1, len(payloads))
-            self._outbox.came_back(frame.number, ids)
-
-    def _note_mark(self, mark: Mark) -> None:
-        # A snapshot is published with its position.
-        self._counted.add(self._position)
-        if self._outbox.owns(mark):
-            self._own_mark = self._position.index
-
-    def _refuse_late(self, frame: Commands, message: Message) -> bool:
-        """Tell whether a message may be a second copy of one that the servers have forgotten.
-
-        Only from what is in the stream, so that all nodes say the same.
-        """
-        age_s = (message.timestamp_ms - frame.sent_ms) / 1000
-        if age_s <= LATEST_ARRIVAL_S:
-            return False
-        logger.warning(
-            "message %d of stream %r arrived %.0f s after it was sent: it counts as one rejected "
-            "command",
-            message.sequence,
-            self.options.stream,
-            age_s,
-        )
-        if self._outbox.owns(frame):
-            self._outbox.refused(
-                frame.number,
-                CommitLogError(
-                    f"{len(frame.payloads)} commands reached the log {age_s:.0f} s after they were "
-                    f"sent, expected at most {LATEST_ARRIVAL_S} s: they are rejected, nothing was "
-                    "applied"
-                ),
-            )
-        return True
-
-    async def _frame_of(self, message: Message, reader: Reader) -> Frame | None:
-        """Return the message's frame; None counts as one entry that is rejected."""
-        try:
-            return decode_frame(message.data)
-        except UnreadableMessageError as exc:
-            why = exc
-        # It may have been sound when it was published, and be damaged on one replica.
-        async for copy in reader.other_copies(message.sequence):
-            with contextlib.suppress(UnreadableMessageError):
-                frame = decode_frame(copy)
-                logger.error(
-                    "message %d of stream %r is damaged on one server: %s; see "
-                    "'dengine-sm cluster check'",
-                    message.sequence,
-                    self.options.stream,
-                    why,
-                )
-                return frame
-        logger.warning(
-            "message %d of stream %r is none of dengine-sm's (%s): it counts as one rejected "
-            "command",
-            message.sequence,
-            self.options.stream,
-            why,
-        )
-        return None
-
-    def _refuse_short_log(self, number: int, index: int, first_index: int) -> None:
-        """Refuse to go on when the log has ended below what this node has applied.
-
-        A message that was sent since `follow` was called lies behind all that was committed
-        before; older ones are read again when it begins earlier.
-        """
-        if index < first_index - 1 and number > self._since_number:
-            raise CommitLogError(
-                f"the state machine is at index {first_index - 1}, but stream "
-                f"{self.options.stream!r} ends at {index}: it has lost what was acknowledged, or "
-                "is another one; nothing was applied"
-            )
 
     # Comparing
 
@@ -492,7 +356,7 @@ class NatsLog:
         what the newest published snapshot needs: the others install it.
         """
         self._require_open()
-        if up_to.index > self._position.index:
+        if up_to.index > self._counting.position.index:
             raise CommitLogError(
                 f"purge up to {up_to}: this node has read the log up to {self.last_log_id()}; "
                 "nothing was dropped"
@@ -503,7 +367,7 @@ class NatsLog:
         if len(published) < (1 if is_full else 2):
             return
         for one in published:
-            if one.position <= self._position:
+            if one.position <= self._counting.position:
                 self._counted.add(one.position)
         needed = published[0 if is_full else -1].position
         needs = [up_to.index, needed.index]
@@ -551,7 +415,7 @@ class NatsLog:
         # One upload for all: by the node that asked; by any, if the one before is missing.
         published = await self._board.published()
         newest = published[0].last_included.index if published else 0
-        if last.index == self._own_mark or newest < before:
+        if last.index == self._counting.own_mark or newest < before:
             await self._board.publish(metadata, archive, position, self.name)
 
     async def fetch_snapshot(self, newer_than: LogId, directory: Path) -> Path | None:
@@ -587,7 +451,7 @@ class NatsLog:
 
     def _describe_self(self) -> Neighbour:
         host, pid = this_process()
-        position = self._position
+        position = self._counting.position
         return Neighbour(
             self.name, self._outbox.sender, position.index, position.sequence, host, pid
         )
@@ -598,30 +462,12 @@ class NatsLog:
         with server_errors("ask the servers", "nothing was changed"):
             async with asyncio.timeout(_DESCRIBE_S):
                 info = await self._js.stream_info(self.options.stream)
-        cluster, state, own = info.cluster, info.state, self._describe_self()
-        nodes = {own: 0.0, **self._neighbours.heard_within(self.options.forget_node_s)}
+        nodes = {
+            self._describe_self(): 0.0,
+            **self._neighbours.heard_within(self.options.forget_node_s),
+        }
         return {
-            "stream": self.options.stream,
-            "term": self._stream.term,
-            "leader": cluster.leader if cluster else None,
-            "replicas": [
-                {"server": peer.name, "current": bool(peer.current), "lag": peer.lag or 0}
-                for peer in (cluster.replicas if cluster and cluster.replicas else [])
-            ],
-            "first_sequence": state.first_seq,
-            "last_sequence": state.last_seq,
-            "bytes": state.bytes,
-            "holes": state.num_deleted or 0,
+            **describe_stream(info),
             "consumer_restarts": self._reader.restarts if self._reader else 0,
-            "nodes": [
-                {
-                    "node": node.name,
-                    "index": node.index,
-                    "lag_messages": max(0, state.last_seq - node.sequence),
-                    "host": node.host,
-                    "pid": node.pid,
-                    "heard_s_ago": round(ago_s, 1),
-                }
-                for node, ago_s in sorted(nodes.items(), key=lambda item: item[0].name)
-            ],
+            "nodes": describe_nodes(nodes, info.state.last_seq),
         }

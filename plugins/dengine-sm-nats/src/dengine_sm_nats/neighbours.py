@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -157,3 +157,23 @@ def _unpack(data: bytes) -> Neighbour | None:
         case [str(), bytes(), int(), int(), str(), int()]:
             return Neighbour(*fields)
     return None
+
+
+def describe_nodes(heard: Mapping[Neighbour, float], last_sequence: int) -> list[dict[str, Any]]:
+    """Return what people want to know of the nodes, by name, for JSON.
+
+    Args:
+        heard: how many seconds ago each was.
+        last_sequence: of the stream.
+    """
+    return [
+        {
+            "node": node.name,
+            "index": node.index,
+            "lag_messages": max(0, last_sequence - node.sequence),
+            "host": node.host,
+            "pid": node.pid,
+            "heard_s_ago": round(ago_s, 1),
+        }
+        for node, ago_s in sorted(heard.items(), key=lambda item: item[0].name)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import attrs
 import nats.js.errors
@@ -139,3 +140,21 @@ def log_stream(info: StreamInfo) -> LogStream:
         last_sequence=info.state.last_seq,
         size_bytes=info.state.bytes,
     )
+
+
+def describe_stream(info: StreamInfo) -> dict[str, Any]:
+    """Return what people want to know of a log's stream, for JSON."""
+    cluster, state = info.cluster, info.state
+    return {
+        "stream": info.config.name,
+        "term": log_stream(info).term,
+        "leader": cluster.leader if cluster else None,
+        "replicas": [
+            {"server": peer.name, "current": bool(peer.current), "lag": peer.lag or 0}
+            for peer in (cluster.replicas if cluster and cluster.replicas else [])
+        ],
+        "first_sequence": state.first_seq,
+        "last_sequence": state.last_seq,
+        "bytes": state.bytes,
+        "holes": state.num_deleted or 0,
+    }
