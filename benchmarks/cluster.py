@@ -52,6 +52,8 @@ from dengine_sm import (
 from dengine_sm.kv import Put, encode_command
 
 BATCH = 1000
+_STORED = 1_000_000
+"""Commands that a new node finds: enough for its start, some 30 ms, not to count."""
 _STORED_BATCH = 100
 """Commands per message that a new node finds: about what concurrent proposers share."""
 _SMALL = WORKERS // IN_FLIGHT
@@ -384,7 +386,7 @@ def _catch_up_figures(settings: Settings, backend: str) -> list[Figure]:
 
 
 async def _catch_up(settings: Settings, backend: str, figure: Figure) -> Figure:
-    payloads = commands(settings.pick(200_000, 2_000))
+    payloads = commands(settings.pick(_STORED, 2_000))
     directory = settings.directory / "cluster"
     sizes: list[int] = []
     with three_servers(directory / "servers") as servers:

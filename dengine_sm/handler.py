@@ -7,8 +7,8 @@ import heapq
 import logging
 import shutil
 import time
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import AsyncGenerator, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from dengine_sm.bookkeeping import check_chunk
@@ -185,16 +185,24 @@ class StateMachineHandler:
                 it did is unknown, and the node must stop.
             DEngineError: the machine failed; what was applied before stays applied.
         """
+        parts = [part async for part in self.apply_in_chunks(entries)]
+        return parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+
+    async def apply_in_chunks(
+        self, entries: Sequence[Entry]
+    ) -> AsyncGenerator[Sequence[ApplyResult]]:
+        """Apply as `apply_chunk` does; yield the results of every chunk once it is applied."""
         if not entries:
-            return []
+            return
         start = check_chunk(entries, self._applied)
-        if start == 0 and len(entries) <= self._chunk_entries:
-            return await self._apply(entries)
-        results = [ApplyResult(entry.index, Outcome.DUPLICATE) for entry in entries[:start]]
+        if start:
+            yield [ApplyResult(entry.index, Outcome.DUPLICATE) for entry in entries[:start]]
+        elif len(entries) <= self._chunk_entries:
+            yield await self._apply(entries)
+            return
         for position in range(start, len(entries), self._chunk_entries):
-            results += await self._apply(entries[position : position + self._chunk_entries])
+            yield await self._apply(entries[position : position + self._chunk_entries])
             await asyncio.sleep(0)
-        return results
 
     async def _apply(self, chunk: Sequence[Entry]) -> Sequence[ApplyResult]:
         async with self._turn:

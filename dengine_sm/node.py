@@ -321,8 +321,10 @@ class Node:
                     await self._snapshots.at_mark()
                     continue
                 self.handler.update_pending(item[-1].index)
-                results = await self.handler.apply_chunk(item)
-                self._proposer.tracker.applied(item[0].index, results)
+                index = item[0].index
+                async for results in self.handler.apply_in_chunks(item):
+                    self._proposer.tracker.applied(index, results)
+                    index += len(results)
         except LogGapError as gap:
             if self._shared is None or not await self.handler.install_published():
                 raise

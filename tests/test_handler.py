@@ -108,6 +108,16 @@ async def test_filters_duplicates_and_cuts_chunks_before_the_machine_sees_them(b
         assert await bench.handler.apply_chunk([]) == []
 
 
+async def test_results_of_a_chunk_come_before_the_next_one_is_applied(bench):
+    async with bench:
+        entries = await bench.commit(10)
+        seen = []
+        async for results in bench.handler.apply_in_chunks(entries):
+            seen.append(([result.index for result in results], len(bench.machine.chunks)))
+
+        assert seen == [([1, 2, 3, 4], 1), ([5, 6, 7, 8], 2), ([9, 10], 3)]
+
+
 async def test_refuses_gaps_and_disorder_before_the_machine_sees_them(bench):
     async with bench:
         entries = await bench.commit(3)
