@@ -7,13 +7,11 @@ clients, snapshots in the portable format.
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dengine_sm.bookkeeping import TermHistory, check_advance, check_chunk
 from dengine_sm.codec import (
@@ -33,17 +31,21 @@ from dengine_sm.errors import (
     StorageError,
 )
 from dengine_sm.kv.execution import (
-    AFTER_DEADLINE_OF,
-    DEADLINE_OF,
-    DUE_AT,
     Execution,
     first_deadline,
-    pack_deadline,
-    unpack_deadline,
 )
 from dengine_sm.kv.results import ChunkResults
-from dengine_sm.kv.sessions import count_sessions, session_rows, stored_sessions
-from dengine_sm.kv.store import KeyValueStore, ReadView, WriteBatch
+from dengine_sm.kv.rows import (
+    APPLIED,
+    SNAPSHOT,
+    TERMS,
+    entries_of,
+    installed_batches,
+    unpack_applied,
+)
+from dengine_sm.kv.sessions import count_sessions, stored_sessions
+from dengine_sm.kv.store import KeyValueStore, WriteBatch
+from dengine_sm.kv.workers import Workers
 from dengine_sm.model import (
     ApplyResult,
     Entry,
@@ -54,15 +56,10 @@ from dengine_sm.model import (
 )
 from dengine_sm.snapshot import (
     PORTABLE_FORMAT,
-    PortableSnapshot,
     read_portable,
     verify_snapshot,
     write_portable,
 )
-
-APPLIED = b"m/applied"
-TERMS = b"m/terms"
-SNAPSHOT = b"m/snapshot"
 
 T = TypeVar("T")
 
@@ -85,9 +82,7 @@ class KeyValueStateMachine:
         self._poisoned: StorageError | None = None
         self._applying = threading.Lock()
         self._writing = threading.Lock()
-        self._workers: dict[str, ThreadPoolExecutor] = {}
-        self._handing_over = threading.Lock()
-        self._stopping = False
+        self._workers = Workers()
         self._applied_row: tuple[bytes | None, LogId] = (None, LogId.ZERO)
         self._snapshot: SnapshotMetadata | None = None
         self._snapshot_saved = True
@@ -110,18 +105,14 @@ class KeyValueStateMachine:
             self._store.close()
             raise
         self._poisoned = None
-        self._stopping = False
+        self._workers.open()
         self._running = True
 
     def stop(self) -> None:
         """Finish work under way, save, close; see the contract."""
         if not self._running:
             return
-        with self._handing_over:
-            self._stopping = True
-        for worker in self._workers.values():
-            worker.shutdown(wait=True)
-        self._workers.clear()
+        self._workers.close()
         self._running = False
         try:
             if self._poisoned is None and not self._snapshot_saved:
@@ -191,7 +182,7 @@ class KeyValueStateMachine:
             row = view.get_internal(APPLIED)
         finally:
             view.close()
-        return ScanResult(entries, _unpack_applied(row))
+        return ScanResult(entries, unpack_applied(row))
 
     def len(self) -> int:
         """Return the number of live keys."""
@@ -208,7 +199,7 @@ class KeyValueStateMachine:
         cached_row, cached = self._applied_row
         if row == cached_row:
             return cached
-        applied = _unpack_applied(row)
+        applied = unpack_applied(row)
         self._applied_row = (row, applied)
         return applied
 
@@ -238,7 +229,7 @@ class KeyValueStateMachine:
             terms = self._terms.copy() if entries[-1].term != self._terms.last_term else None
             if terms is not None:
                 terms.extend(entries)
-            await self._in_worker_if_blocking(
+            await self._write_in_worker_if_blocking(
                 lambda: self._commit(execution, entries[-1].log_id, terms)
             )
             rejected = {start + position for position in execution.rejected}
@@ -349,13 +340,13 @@ class KeyValueStateMachine:
     async def flush_async(self) -> None:
         """Make everything applied durable, in a worker thread."""
         self._require_running()
-        await self._in_worker("flush", self.flush)
+        await self._workers.run("flush", self.flush)
 
     async def reset(self) -> None:
         """Go back to the initial state, durably."""
         self._require_running()
         with _Exclusive(self._applying):
-            await self._in_worker("write", lambda: self._replace([WriteBatch()]))
+            await self._workers.run("write", lambda: self._replace([WriteBatch()]))
 
     def _replace(self, batches: Iterable[WriteBatch]) -> None:
         with self._writing:
@@ -371,7 +362,7 @@ class KeyValueStateMachine:
         view = self._store.view()
         try:
             row = view.get_internal(APPLIED)
-            applied = _unpack_applied(row)
+            applied = unpack_applied(row)
             if applied != last_included:
                 raise SnapshotLabelError(
                     f"snapshot of {last_included}: expected the applied id {applied}; "
@@ -382,15 +373,15 @@ class KeyValueStateMachine:
                 )
             clock_ms, timed_keys = decode(row)[2:] if row else (0, 0)
             cancelled = threading.Event()
-            checksum = await self._in_worker(
+            checksum = await self._workers.run(
                 "snapshot",
                 lambda: write_portable(
                     new_snapshot_dir,
                     last_included=last_included,
                     clock_ms=clock_ms,
                     sessions=list(stored_sessions(view)),
-                    entries=_entries(view, timed_keys),
-                    should_stop=lambda: self._stopping or cancelled.is_set(),
+                    entries=entries_of(view, timed_keys),
+                    should_stop=lambda: self._workers.closing or cancelled.is_set(),
                 ),
                 on_cancel=cancelled.set,
             )
@@ -418,7 +409,7 @@ class KeyValueStateMachine:
                     expected=applied,
                     observed=metadata.last_included,
                 )
-            await self._in_worker("write", lambda: self._install(metadata, snapshot_path))
+            await self._workers.run("write", lambda: self._install(metadata, snapshot_path))
 
     def _install(self, metadata: SnapshotMetadata, directory: Path) -> None:
         verify_snapshot(directory, metadata, formats=(PORTABLE_FORMAT,))
@@ -431,37 +422,13 @@ class KeyValueStateMachine:
                 expected=metadata.last_included,
                 observed=snapshot.last_included,
             )
-        self._replace(_installed_batches(metadata, snapshot))
+        self._replace(installed_batches(metadata, snapshot))
 
-    # Worker threads
-
-    async def _in_worker_if_blocking(self, work: Callable[[], None]) -> None:
+    async def _write_in_worker_if_blocking(self, work: Callable[[], None]) -> None:
         if self._store.writes_block:
-            await self._in_worker("write", work)
+            await self._workers.run("write", work)
         else:
             work()
-
-    async def _in_worker(
-        self, name: str, work: Callable[[], T], *, on_cancel: Callable[[], object] | None = None
-    ) -> T:
-        """Run work in the named thread of this machine; a cancelled caller waits for its end."""
-        with self._handing_over:
-            if self._stopping:
-                # By a stop() in another thread: the workers finish what they have, no more.
-                raise NotRunningError("the state machine is being stopped; nothing was done")
-            if name not in self._workers:
-                self._workers[name] = ThreadPoolExecutor(1, f"dengine-sm-{name}")
-            future = asyncio.get_running_loop().run_in_executor(self._workers[name], work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if on_cancel is not None:
-                on_cancel()
-            while not future.done():
-                await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()
-            raise
 
 
 class _Exclusive:
@@ -480,54 +447,7 @@ class _Exclusive:
         self._lock.release()
 
 
-def _unpack_applied(row: bytes | None) -> LogId:
-    if row is None:
-        return LogId.ZERO
-    term, index, *_ = decode(row)
-    return LogId(term, index)
-
-
 def _end_of_prefix(prefix: bytes) -> bytes | None:
     """Return the least key greater than all keys with the prefix; None when there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-
-def _entries(view: ReadView, timed_keys: int) -> Iterator[tuple[bytes, bytes, int | None]]:
-    """Join data and deadlines of a view; both come in key order."""
-    if not timed_keys:
-        for key, value in view.scan(b"", None):
-            yield key, value, None
-        return
-    deadlines = view.scan_internal(DEADLINE_OF, AFTER_DEADLINE_OF)
-    nothing: tuple[Any, Any] = (None, None)
-    row, deadline = next(deadlines, nothing)
-    for key, value in view.scan(b"", None):
-        if row is not None and row[len(DEADLINE_OF) :] == key:
-            yield key, value, unpack_deadline(deadline)
-            row, deadline = next(deadlines, nothing)
-        else:
-            yield key, value, None
-
-
-def _installed_batches(
-    metadata: SnapshotMetadata, snapshot: PortableSnapshot
-) -> Iterator[WriteBatch]:
-    timed_keys = 0
-    for block in snapshot.blocks:
-        internal: dict[bytes, bytes | None] = {}
-        for position, deadline_ms in block.deadlines.items():
-            key, packed = block.keys[position], pack_deadline(deadline_ms)
-            internal[DEADLINE_OF + key] = packed
-            internal[DUE_AT + packed + key] = b""
-        timed_keys += len(block.deadlines)
-        yield WriteBatch(dict(zip(block.keys, block.values, strict=True)), internal)
-    last = metadata.last_included
-    yield WriteBatch(
-        internal={
-            APPLIED: encode([last.term, last.index, snapshot.clock_ms, timed_keys]),
-            TERMS: encode(TermHistory.starting_at(last).pack()),
-            SNAPSHOT: encode(pack_snapshot_metadata(metadata)),
-            **session_rows(snapshot.sessions),
-        }
-    )

@@ -25,8 +25,8 @@ from dengine_sm.errors import LogOrderError
 from dengine_sm.files.atomic import replace_file
 from dengine_sm.files.filesystem import storage_errors
 from dengine_sm.kv import RamStore, WriteBatch
-from dengine_sm.kv.machine import APPLIED
 from dengine_sm.kv.ram import build_maps
+from dengine_sm.kv.rows import APPLIED
 from dengine_sm.model import ApplyResult, Durability, Outcome
 
 # CRASH-1: state and applied id part

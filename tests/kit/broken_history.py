@@ -9,7 +9,7 @@ from broken_base import LIMITS, SoundFileMachine, SoundMemoryMachine, breaks
 from dengine_sm.backends.file_store import FileStore, _encode_batch
 from dengine_sm.bookkeeping import TermHistory
 from dengine_sm.kv import KeyValueStateMachine, WriteBatch
-from dengine_sm.kv.machine import SNAPSHOT, TERMS
+from dengine_sm.kv.rows import SNAPSHOT, TERMS
 from dengine_sm.model import ApplyResult, Durability, LogId, Outcome
 
 KILLS, NO_KILLS = "CRASH-1", "APPLY-4"

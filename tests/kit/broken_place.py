@@ -9,7 +9,7 @@ from dengine_sm.bookkeeping import TermHistory, check_advance
 from dengine_sm.codec import encode
 from dengine_sm.errors import LogGapError, LogOrderError
 from dengine_sm.kv import KeyValueStateMachine, WriteBatch
-from dengine_sm.kv.machine import APPLIED, TERMS
+from dengine_sm.kv.rows import APPLIED, TERMS
 from dengine_sm.model import Durability, LogId
 
 TRANSIENT = Durability.TRANSIENT

@@ -12,7 +12,7 @@ from dengine_sm.bookkeeping import TermHistory
 from dengine_sm.codec import encode, pack_snapshot_metadata
 from dengine_sm.kv import KeyValueStateMachine, WriteBatch
 from dengine_sm.kv.execution import AFTER_DEADLINE_OF, AFTER_DUE_AT, DEADLINE_OF, DUE_AT
-from dengine_sm.kv.machine import APPLIED, SNAPSHOT, TERMS
+from dengine_sm.kv.rows import APPLIED, SNAPSHOT, TERMS
 from dengine_sm.model import Durability
 
 TRANSIENT = Durability.TRANSIENT
@@ -23,7 +23,7 @@ TRANSIENT = Durability.TRANSIENT
 
 def keeping(machine, rows):
     """Reset, and keep some bookkeeping rows on disk."""
-    return machine._in_worker("write", lambda: machine._replace([WriteBatch(internal=rows)]))
+    return machine._workers.run("write", lambda: machine._replace([WriteBatch(internal=rows)]))
 
 
 def rows_between(machine, *ranges):
@@ -143,7 +143,7 @@ class ResetKeepsEmptyKeys(SoundMemoryMachine):
         self._require_running()
         kept = self.get(b"")
         rows = {} if kept is None else {b"": kept}
-        await self._in_worker("write", lambda: self._replace([WriteBatch(rows)]))
+        await self._workers.run("write", lambda: self._replace([WriteBatch(rows)]))
 
 
 # RESET-2

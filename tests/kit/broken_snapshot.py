@@ -14,7 +14,7 @@ from broken_base import SoundMemoryMachine, breaks
 
 from dengine_sm.codec import decode, encode, pack_log_id
 from dengine_sm.errors import ConcurrentApplyError, SnapshotLabelError
-from dengine_sm.kv.machine import APPLIED, _entries
+from dengine_sm.kv.rows import APPLIED, entries_of
 from dengine_sm.kv.sessions import stored_sessions
 from dengine_sm.model import Durability, LogId, SnapshotMetadata
 from dengine_sm.snapshot import (
@@ -67,7 +67,7 @@ class InParts:
         return decode(row)[2:] if row else (0, 0)
 
     def entries(self, view: Any, timed_keys: int) -> Iterable[Any]:
-        return _entries(view, timed_keys)
+        return entries_of(view, timed_keys)
 
     def publish(self, last_included: LogId, checksum: bytes) -> None:
         self.update_last_snapshot_metadata(
@@ -149,7 +149,7 @@ class ContentReadWhileItIsWritten(HandWritten):
     """Pins the keys, and reads every value when its turn has come."""
 
     def entries(self, view, timed_keys):
-        for key, _, deadline_ms in _entries(view, timed_keys):
+        for key, _, deadline_ms in entries_of(view, timed_keys):
             value = self._store.get(key)
             if value is not None:
                 yield key, value, deadline_ms

@@ -12,7 +12,7 @@ from broken_snapshot import TRANSIENT, HandWritten
 
 from dengine_sm.kv import WriteBatch
 from dengine_sm.kv.execution import AFTER_DEADLINE_OF, DEADLINE_OF, DUE_AT
-from dengine_sm.kv.machine import APPLIED, SNAPSHOT, TERMS, _installed_batches
+from dengine_sm.kv.rows import APPLIED, SNAPSHOT, TERMS, installed_batches
 from dengine_sm.snapshot import (
     PORTABLE_FORMAT,
     read_portable,
@@ -30,7 +30,7 @@ class InstallsInTwoSteps(SoundFileMachine):
     def _install(self, metadata, directory):
         verify_snapshot(directory, metadata, formats=[PORTABLE_FORMAT])
         self._replace([])
-        for batch in _installed_batches(metadata, read_portable(directory)):
+        for batch in installed_batches(metadata, read_portable(directory)):
             self._store.write(batch)
             self._store.flush()
         self._load_bookkeeping()
@@ -42,7 +42,7 @@ class InstallsTheAppliedIdLast(SoundFileMachine):
 
     def _install(self, metadata, directory):
         verify_snapshot(directory, metadata, formats=[PORTABLE_FORMAT])
-        *data, place = _installed_batches(metadata, read_portable(directory))
+        *data, place = installed_batches(metadata, read_portable(directory))
         names = (APPLIED, TERMS, SNAPSHOT)
         former = WriteBatch(internal={name: self._store.get_internal(name) for name in names})
         self._store.replace_all([*data, former])
@@ -59,7 +59,7 @@ class InstallsTheMetadataLater(SoundFileMachine):
     def _install(self, metadata, directory):
         verify_snapshot(directory, metadata, formats=[PORTABLE_FORMAT])
         former = self._snapshot_row()
-        batches = _installed_batches(metadata, read_portable(directory))
+        batches = installed_batches(metadata, read_portable(directory))
         self._replace(WriteBatch(b.data, b.internal | former) for b in batches)
         self.update_last_snapshot_metadata(metadata)
 

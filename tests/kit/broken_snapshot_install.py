@@ -15,7 +15,7 @@ from broken_snapshot import TRANSIENT
 from dengine_sm.errors import SnapshotCorruptionError, SnapshotError, StaleSnapshotError
 from dengine_sm.kv import WriteBatch
 from dengine_sm.kv.execution import AFTER_DEADLINE_OF, AFTER_DUE_AT, DEADLINE_OF, DUE_AT
-from dengine_sm.kv.machine import SNAPSHOT, _installed_batches
+from dengine_sm.kv.rows import SNAPSHOT, installed_batches
 from dengine_sm.model import LogId
 from dengine_sm.snapshot import (
     read_manifest,
@@ -42,7 +42,7 @@ class InstallsWithoutVerifying(SoundMemoryMachine):
     """Takes a snapshot for what it says it is."""
 
     def _install(self, metadata, directory):
-        self._replace(_installed_batches(metadata, read_portable(directory)))
+        self._replace(installed_batches(metadata, read_portable(directory)))
 
 
 @breaks("SNAP-4", **TRANSIENT)
@@ -73,7 +73,7 @@ class TruncatedSnapshotAccepted(SoundMemoryMachine):
     def _install(self, metadata, directory):
         snapshot = read_portable(directory)
         blocks = self.readable(snapshot.blocks)
-        self._replace(_installed_batches(metadata, attrs.evolve(snapshot, blocks=blocks)))
+        self._replace(installed_batches(metadata, attrs.evolve(snapshot, blocks=blocks)))
 
     def readable(self, blocks):
         with suppress(SnapshotCorruptionError):

@@ -19,7 +19,7 @@ from sound_sqlite import SoundSQLiteMachine
 
 from dengine_sm.codec import decode, decode_sequence, encode, pack_log_id
 from dengine_sm.errors import ConcurrentApplyError
-from dengine_sm.kv.machine import _entries
+from dengine_sm.kv.rows import entries_of
 from dengine_sm.snapshot import (
     PORTABLE_FORMAT,
     SessionRow,
@@ -80,7 +80,7 @@ class BlocksOfItsOwnSize(HandWritten):
         path = directory / "entries.cbor"
         (directory / "manifest.cbor").unlink()
         _, timed_keys = self.clock_of(view)
-        rows = list(_entries(view, timed_keys))
+        rows = list(entries_of(view, timed_keys))
         header = decode_sequence(io.BytesIO(path.read_bytes()))
         items: list[Any] = [next(header)]
         for start in range(0, len(rows), 4):
