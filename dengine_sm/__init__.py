@@ -65,9 +65,10 @@ from dengine_sm.model import (
 if TYPE_CHECKING:
     from dengine_sm.config import NodeConfig, load_config
     from dengine_sm.handler import StateMachineHandler
-    from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
+    from dengine_sm.loader import create_commit_log, create_state_machine
     from dengine_sm.node import Node, NodeStatus
     from dengine_sm.node_builder import NodeBuilder
+    from dengine_sm.plugins import installed_backends
     from dengine_sm.session import Session, open_session
 
 __all__ = [
@@ -147,7 +148,7 @@ _HOMES = {
     "StateMachineHandler": "handler",
     "create_commit_log": "loader",
     "create_state_machine": "loader",
-    "installed_backends": "loader",
+    "installed_backends": "plugins",
     "load_config": "config",
     "open_session": "session",
 }
