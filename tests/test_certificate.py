@@ -1,108 +1,36 @@
+"""Certificates that are required: which one admits a backend, and what is said of others."""
+
 from __future__ import annotations
 
-import enum
-import hashlib
-import importlib
 import json
 import os
 import re
-import shlex
-import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import EntryPoint, version
-from itertools import pairwise
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from click.testing import CliRunner, Result
+from certificates import KIT, create, edit, installed_toy, issue, refusal
 
 from dengine_sm import NodeBuilder, NodeConfig
-from dengine_sm.certificate import (
-    BackendIdentity,
-    Certificate,
-    canonical_options,
-    conformance_command,
-    identify,
-    issue_certificate,
-)
-from dengine_sm.cli import exit_codes, main
-from dengine_sm.config import NodeSection, StateMachineSection, parse_options
+from dengine_sm.certificate import BackendIdentity
+from dengine_sm.config import NodeSection, StateMachineSection
 from dengine_sm.errors import CertificateError, ConfigError
 from dengine_sm.kv import KeyValueStateMachine, RamStore
-from dengine_sm.loader import backend_identity, create_state_machine
-from dengine_sm.structuring import structure
-
-TOY = Path(__file__).parent / "toy_plugins" / "good"
-MODULE = "dengine_sm_toy_good"
-KIT = version("dengine-sm")
-PASSED = {"APPLY-1": "passed", "LIFE-6": "not bound"}
+from dengine_sm.loader import create_state_machine
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The backend `good`, installed; its module."""
-    site = tmp_path / "site"
-    info = site / "dengine_sm_toy_good-1.0.dist-info"
-    info.mkdir(parents=True)
-    shutil.copy(TOY / f"{MODULE}.py", site)
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: dengine-sm-toy-good\nVersion: 1.0\n"
-        "Requires-Dist: dengine-sm\nRequires-Dist: attrs\n"
-    )
-    (info / "entry_points.txt").write_text(f"[dengine_sm]\ngood = {MODULE}\n")
-    (info / "RECORD").write_text(f"{MODULE}.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
-    monkeypatch.syspath_prepend(str(site))
-    importlib.invalidate_caches()
-    yield site / f"{MODULE}.py"
-    sys.modules.pop(MODULE, None)
+    yield from installed_toy(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "kept" / "certificate.json"
-
-
-def issue(
-    path: Path, name: str = "good", options: Any = None, *, profile: str = "standard", **other: Any
-) -> Certificate:
-    """Issue a certificate of the installed backend, with some fields of its identity changed."""
-    identity = attrs.evolve(backend_identity(name, options), **other)
-    return issue_certificate(
-        identity, identity, profile=profile, seed=7, is_complete=True, clauses=PASSED, path=path
-    )
-
-
-def create(path: Path | None, profile: str = "standard", options: Any = None) -> Any:
-    return create_state_machine(
-        "good",
-        Path("/nonexistent"),
-        options,
-        validate="structure",
-        require_certificate=profile,
-        certificate=path,
-    )
-
-
-def refusal(path: Path, profile: str = "standard", options: Any = None) -> CertificateError:
-    with pytest.raises(CertificateError) as caught:
-        create(path, profile, options)
-    return caught.value
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object], *, reseal: bool = False) -> None:
-    document = json.loads(path.read_text())
-    change(document)
-    if reseal:
-        document.pop("certificate_digest", None)
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        document["certificate_digest"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(document))
 
 
 class TestMatching:
@@ -388,167 +316,6 @@ class TestRefusing:
         create(path, "off")
 
 
-class TestIssuing:
-    @pytest.mark.parametrize(
-        ("changes", "expected"),
-        [
-            ({"profile": "quick"}, "expected a run of profile standard or deep, observed 'quick'"),
-            ({"is_complete": False}, "the run was interrupted, or covered some clauses only"),
-            ({"clauses": {}}, "the run was interrupted, or covered some clauses only"),
-            (
-                {"clauses": {**PASSED, "SNAP-4": "failed", "CRASH-8": "skipped"}},
-                "2 of 4 clauses did not pass: SNAP-4 failed, CRASH-8 skipped",
-            ),
-            (
-                {"clauses": {"SNAP-4": "known failure"}},
-                "1 of 1 clauses did not pass: SNAP-4 known failure",
-            ),
-        ],
-    )
-    def test_a_run_that_proves_too_little(
-        self, toy: Path, path: Path, changes: dict[str, Any], expected: str
-    ):
-        issue(path)
-        earlier = path.read_bytes()
-        identity = backend_identity("good")
-        run = {"profile": "deep", "is_complete": True, "clauses": PASSED, **changes}
-        message = (
-            f"backend 'good' (dengine-sm-toy-good 1.0): no certificate was written: {expected}"
-        )
-
-        with pytest.raises(CertificateError, match=f"^{re.escape(message)}$"):
-            issue_certificate(identity, identity, seed=0, path=path, **run)
-
-        assert earlier == path.read_bytes()
-
-    def test_files_that_changed_during_the_run(self, toy: Path, path: Path):
-        before = backend_identity("good")
-        toy.write_text(toy.read_text() + "# patched\n")
-        after = backend_identity("good")
-
-        with pytest.raises(CertificateError, match="installed, or its options, changed during"):
-            issue_certificate(
-                before,
-                after,
-                profile="deep",
-                seed=0,
-                is_complete=True,
-                clauses=PASSED,
-                path=path,
-            )
-        assert not path.exists()
-
-    def test_files_that_cannot_be_digested(self, toy: Path):
-        toy.unlink()
-        toy.with_suffix("").mkdir()
-        (toy.with_suffix("") / "__init__.py").write_text((TOY / f"{MODULE}.py").read_text())
-        (toy.with_suffix("") / "more").symlink_to("/")
-
-        with pytest.raises(CertificateError) as caught:
-            backend_identity("good")
-
-        assert str(caught.value) == (
-            f"backend 'good' cannot have a certificate: '{toy.with_suffix('')}/more' "
-            "is a symbolic link to a directory"
-        )
-
-    def test_a_plugin_without_a_distribution(self):
-        entry_point = EntryPoint("good", MODULE, "dengine_sm")
-
-        with pytest.raises(CertificateError, match="'good' belongs to no distribution"):
-            identify("good", entry_point, 1, structure(Many, {}, where=""))
-
-
-class Mode(enum.Enum):
-    FAST = "fast"
-
-
-@attrs.frozen
-class Inner:
-    size: int = 1
-
-
-@attrs.frozen
-class Many:
-    mode: Mode | None = None
-    where: Path = Path("a")
-    ratio: float = 0.5
-    names: frozenset[str] = frozenset()
-    pairs: tuple[tuple[str, int], ...] = ()
-    table: dict[str, Any] = attrs.field(factory=dict)
-    inner: Inner = attrs.field(factory=Inner)
-    raw: bytes = b""
-    text: str = "x"
-    flag: bool = False
-    anything: Any = None
-
-
-class TestOptions:
-    @pytest.mark.parametrize(
-        ("field", "value", "expected"),
-        [
-            ("mode", Mode.FAST, "fast"),
-            ("where", Path("/a b"), "/a b"),
-            ("ratio", 2.0, 2.0),
-            ("ratio", float("inf"), "inf"),
-            ("names", frozenset("cab"), ["a", "b", "c"]),
-            ("pairs", (("a", 1),), [["a", 1]]),
-            ("table", {"deep": {"x": (1, True)}}, {"deep": {"x": [1, True]}}),
-            ("inner", Inner(3), {"size": 3}),
-            ("raw", b"\x00\xff", "00ff"),
-            ("anything", date(2026, 1, 2), "2026-01-02"),
-        ],
-    )
-    def test_have_one_json_form(self, field: str, value: Any, expected: Any):
-        options = canonical_options(attrs.evolve(Many(), **{field: value}))
-
-        assert options[field] == expected
-        json.dumps(options, allow_nan=False)
-
-    def test_that_no_file_can_hold_are_refused(self):
-        with pytest.raises(
-            TypeError, match="option 'anything' is a object, which no file can hold"
-        ):
-            canonical_options(Many(anything=object()))
-
-    @pytest.mark.parametrize(
-        "table",
-        [
-            {},
-            {"where": "/a b/'c'"},
-            {"text": "true", "flag": True},
-            {"text": ""},
-            {"text": 'a=b "c" \\ $HOME'},
-            {"mode": "fast", "ratio": 3.0},
-            {"names": ["b", "a"], "pairs": [["a", 1], ["b", 2]]},
-            {"table": {"x": {"y": [1, 2]}, "odd key": "z"}},
-            {"inner": {"size": 9}},
-            {"anything": "2026-01-02"},
-        ],
-    )
-    def test_come_back_from_the_command(self, table: dict[str, Any], tmp_path: Path):
-        options = structure(Many, table, where="")
-        identity = BackendIdentity("b", "d", "1", 1, "1", {}, canonical_options(options), "0")
-
-        command = conformance_command(
-            identity, Many(), profile="deep", path=tmp_path / "the file.json"
-        )
-
-        words = shlex.split(command)
-        given = [word for before, word in pairwise(words) if before == "--option"]
-        again = structure(Many, parse_options(given), where="")
-        assert canonical_options(again) == canonical_options(options)
-        assert len(given) == len(table)
-        assert words[-2:] == ["--certificate", str(tmp_path / "the file.json")]
-
-    def test_a_relative_path_is_absolute_in_the_command(
-        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.chdir(tmp_path)
-
-        assert str(refusal(Path("c.json")).command).endswith(f"--certificate {tmp_path}/c.json")
-
-
 class TestNode:
     def config(self, data_dir: Path, **section: Any) -> NodeConfig:
         return NodeConfig(
@@ -590,178 +357,3 @@ class TestNode:
 
         with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
             NodeBuilder(self.config(tmp_path)).state_machine(machine).build()
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-class TestCommandLine:
-    @pytest.fixture
-    def config(self, tmp_path: Path) -> Path:
-        config = tmp_path / "node.toml"
-        config.write_text(
-            f'[node]\ndata_dir = "{tmp_path}/data"\n[server]\nenabled = false\n'
-            '[state_machine]\nbackend = "good"\nvalidate = "structure"\n'
-            'require_certificate = "standard"\n'
-        )
-        return config
-
-    def test_a_node_starts_only_with_its_certificate(self, toy: Path, tmp_path: Path, config: Path):
-        command = [sys.executable, "-m", "dengine_sm.cli", "run", "--config", str(config)]
-        environ = {n: v for n, v in os.environ.items() if not n.startswith("DENGINE_SM_")}
-        environ["PYTHONPATH"] = str(toy.parent)
-
-        refused = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-        issue(tmp_path / "data" / "certificate.json")
-        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as started:
-            try:
-                assert started.stdout is not None
-                said = started.stdout.readline()
-                started.send_signal(signal.SIGTERM)
-                assert started.wait(timeout=30) == exit_codes.OK
-            finally:
-                started.kill()
-
-        assert refused.returncode == exit_codes.CONFIG
-        assert refused.stdout == ""
-        assert refused.stderr == (
-            "error: backend 'good' (dengine-sm-toy-good 1.0) needs a certificate of profile "
-            f"'standard'; certificate '{tmp_path}/data/certificate.json': there is no such file\n"
-            "to produce it, run: dengine-sm conformance good --profile standard "
-            f"--certificate {tmp_path}/data/certificate.json\n"
-        )
-        assert said.startswith("ready: node 'node-1' without a server (backend good")
-
-    def test_check_compares_a_certificate(self, toy: Path, path: Path):
-        missing = call("check", "good", "--certificate", path)
-        issue(path)
-        right = call("check", "good", "--certificate", path)
-        other = call("check", "good", "--certificate", path, "--option", "max_value_bytes=64")
-
-        assert missing.exit_code == exit_codes.CONFIG
-        assert (right.exit_code, right.stdout) == (0, "backend 'good': no violations found\n")
-        assert other.exit_code == exit_codes.CONFIG
-        assert "options.max_value_bytes: expected 64, observed 1024" in other.stderr
-
-    def test_config_show_has_the_fields(self, tmp_path: Path):
-        shown = call("config", "show").stdout
-
-        assert 'require_certificate = "off"\ncertificate = "certificate.json"\n' in shown
-
-    def test_config_check_knows_the_levels(self, tmp_path: Path):
-        config = tmp_path / "node.toml"
-        config.write_text('[state_machine]\nrequire_certificate = "quick"\n')
-
-        checked = call("config", "check", config)
-
-        assert checked.exit_code == exit_codes.CONFIG
-        assert (
-            "state_machine.require_certificate: expected one of off, standard, deep, observed "
-            "'quick'"
-        ) in checked.stderr
-
-
-class TestConformanceCommand:
-    @pytest.fixture
-    def outcome(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-        """What a run finds that does not take two minutes; the test may change it."""
-        from dengine_sm.conformance.profile import Profile
-        from dengine_sm.conformance.results import ClauseResult, Report, Status
-        from dengine_sm.conformance.runner import run_conformance
-
-        runner = sys.modules[run_conformance.__module__]
-        found: dict[str, Any] = {"status": Status.PASSED, "during": lambda: None}
-
-        def run(
-            subject: Any, *, profile: Profile, only: Any, seed: int, on_progress: Any
-        ) -> Report:
-            found["during"]()
-            clause = ClauseResult("APPLY-1", "", found["status"], 0.0, ())
-            return Report(
-                backend=subject.name,
-                version=subject.version,
-                distribution=subject.distribution,
-                options=dict(subject.options),
-                durability=subject.durability.value,
-                workload="kv/1",
-                contract_version=1,
-                kit_version=KIT,
-                python="3",
-                machine="",
-                profile=profile.label,
-                seed=seed,
-                started_at="",
-                time_s=0.0,
-                is_complete=not only,
-                clauses=(clause,),
-                checks=(),
-            )
-
-        monkeypatch.setattr(runner, "run_conformance", run)
-        monkeypatch.setattr("dengine_sm.conformance.catalogue.checks_for", lambda *_: ())
-        return found
-
-    def test_keeps_a_passed_run(self, toy: Path, path: Path, outcome: dict[str, Any]):
-        option = ("--option", "max_value_bytes=64")
-
-        done = call("conformance", "good", *option, "--seed", "3", "--certificate", path)
-
-        assert done.exit_code == 0, done.output
-        assert f"certificate: {path}\n" in done.stderr
-        assert json.loads(path.read_text())["seed"] == 3
-        create(path, options={"max_value_bytes": 64})
-
-    def test_the_command_of_the_refusal_produces_what_was_missing(
-        self, toy: Path, path: Path, outcome: dict[str, Any]
-    ):
-        options = {"max_value_bytes": 64}
-        command = str(refusal(path, "deep", options).command)
-
-        assert call(*shlex.split(command)[1:]).exit_code == 0
-
-        create(path, "deep", options)
-
-    def test_keeps_nothing_of_a_run_that_did_not_pass(
-        self, toy: Path, path: Path, outcome: dict[str, Any]
-    ):
-        outcome["status"] = type(outcome["status"]).SKIPPED
-
-        done = call("conformance", "good", "--certificate", path)
-
-        assert done.exit_code == exit_codes.NEGATIVE
-        assert "certificate: not written, as not every clause passed\n" in done.stderr
-        assert not path.exists()
-
-    def test_keeps_nothing_if_files_change_meanwhile(
-        self, toy: Path, path: Path, outcome: dict[str, Any]
-    ):
-        outcome["during"] = lambda: toy.write_text(toy.read_text() + "# patched\n")
-
-        done = call("conformance", "good", "--certificate", path)
-
-        assert done.exit_code == exit_codes.CONFIG
-        assert "changed during the run" in done.stderr
-        assert not path.exists()
-
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            (("--profile", "quick"), "expected --profile standard or deep, observed 'quick'"),
-            (("--clause", "APPLY-1"), "--certificate needs all clauses and takes no '--clause'"),
-        ],
-    )
-    def test_refuses_at_once_what_leads_to_none(
-        self,
-        toy: Path,
-        path: Path,
-        outcome: dict[str, Any],
-        arguments: tuple[str, ...],
-        expected: str,
-    ):
-        outcome["during"] = lambda: pytest.fail("it ran")
-
-        done = call("conformance", "good", "--certificate", path, *arguments)
-
-        assert done.exit_code == exit_codes.USAGE
-        assert expected in done.stderr
