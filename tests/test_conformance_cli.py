@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -16,26 +15,15 @@ from xml.etree import ElementTree as ET
 
 import attrs
 import pytest
-from click.testing import CliRunner, Result
-from rich.console import Console
+from click.testing import Result
+from conformance_command import Install, call, installing, plain_surroundings
 from sample_reports import check, failed, mixed_report, report
 
-from dengine_sm.cli import exit_codes, main
-from dengine_sm.cli.conformance_progress import ProgressBar, ProgressLines, progress_on
+from dengine_sm.cli import exit_codes
 from dengine_sm.conformance import catalogue, runner
-from dengine_sm.conformance.backend import header_of_backend, subject_of_backend
-from dengine_sm.conformance.catalogue import checks_for
-from dengine_sm.conformance.maker import Maker
 from dengine_sm.conformance.profile import Profile
 from dengine_sm.conformance.report_json import read_report, report_to_json
 from dengine_sm.conformance.results import Report, Status
-from dengine_sm.conformance.runner import Progress
-from dengine_sm.errors import (
-    BackendLoadError,
-    BackendNotFoundError,
-    ConfigError,
-    ContractViolationError,
-)
 from dengine_sm.model import Durability
 
 RESULTS_IN_REVERSE = """
@@ -68,40 +56,15 @@ def dengine_sm_backends():
                     durability=Durability.TRANSIENT, limits=Limits())]
 """
 
-Install = Callable[[str, str], Path]
-
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [n for n in os.environ if n.startswith("DENGINE_SM_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.chdir(tmp_path)
+    plain_surroundings(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a plugin, as pip would leave it, from the body of its module."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-
-    def add(name: str, source: str) -> Path:
-        prelude = "from dengine_sm import Backend, Durability, Limits, hookimpl\n"
-        (site / f"kit_toy_{name}.py").write_text(prelude + source)
-        info = site / f"kit_toy_{name}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: kit-toy-{name}\nVersion: 1.5\n"
-        )
-        (info / "entry_points.txt").write_text(f"[dengine_sm]\n{name} = kit_toy_{name}\n")
-        importlib.invalidate_caches()
-        return site
-
-    yield add
-    for name in [name for name in sys.modules if name.startswith("kit_toy_")]:
-        del sys.modules[name]
+    yield from installing(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -120,10 +83,6 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> Callable[[Report], dict[str, Any]]
         return asked
 
     return put
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["conformance", *(str(a) for a in arguments)])
 
 
 def words(text: str) -> str:
@@ -432,156 +391,3 @@ class TestDiff:
 
         assert result.exit_code == exit_codes.CONFIG
         assert result.stderr.startswith(message)
-
-
-class TestProgress:
-    @staticmethod
-    def told() -> list[Progress]:
-        one, two = (checks_for(Profile.QUICK, [clause])[0] for clause in ("APPLY-1", "APPLY-2"))
-        result = check("APPLY-1", Status.FAILED, violated="APPLY-3", time_s=1.5)
-        return [
-            Progress(one, 0, 2),
-            Progress(one, 0, 2, done=1, steps=4),
-            Progress(one, 0, 2, result=result),
-            Progress(two, 1, 2),
-        ]
-
-    def test_is_a_bar_on_a_terminal_and_lines_elsewhere(self) -> None:
-        assert isinstance(progress_on(Console(force_terminal=True)), ProgressBar)
-        assert isinstance(progress_on(Console(force_terminal=False)), ProgressLines)
-
-    def test_the_bar_shows_check_steps_and_time_left(self, tmp_path: Path) -> None:
-        path = tmp_path / "terminal"
-        with path.open("w") as file:
-            console = Console(file=file, force_terminal=True, width=120)
-            with progress_on(console) as progress:
-                for told in self.told():
-                    progress.told(told)
-                    assert isinstance(progress, ProgressBar)
-                    progress._bars.refresh()
-
-        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", path.read_text())
-        assert re.search(r"APPLY-1 apply_1_\w+ .* 0/2 .* left", text)
-        assert re.search(r"  steps .* 1/4 .* left", text)
-        assert re.search(r"APPLY-2 apply_2_\w+ .* 1/2 ", text)
-        assert re.search(r"APPLY-3 failed in apply_1_\w+", text)
-
-    def test_lines_tell_of_a_long_check_what_is_left(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        clock = iter((0.0, 40.0, 60.0, 60.0))
-        monkeypatch.setattr(
-            "dengine_sm.cli.conformance_progress.time.monotonic", lambda: next(clock)
-        )
-        lines = ProgressLines(Console(force_terminal=False, width=200))
-
-        for told in self.told():
-            lines.told(told)
-
-        first, second = capsys.readouterr().out.splitlines()
-        assert re.fullmatch(r"\[1/2\] apply_1_\w+: 1 of 4, about 120 s left", first)
-        assert second == "[1/2] failed    apply_1_holds (1.50 s)"
-
-
-class TestBackend:
-    def test_an_installed_backend_is_what_it_registers(self) -> None:
-        subject = subject_of_backend("file", {"durability": "per_apply"})
-
-        assert subject.name == "file"
-        assert subject.distribution == "dengine-sm"
-        assert subject.durability is Durability.PER_APPLY
-        assert subject.workload.name == "kv/1"
-        assert subject.keeps_state_in_memory and subject.detects_damage
-        assert subject.maker == Maker("installed", "file", options={"durability": "per_apply"})
-        assert subject.options == {"durability": "per_apply"}
-
-    def test_a_workload_and_declarations_of_its_own(self, install: Install) -> None:
-        install(
-            "own",
-            "from dengine_sm.backends import create_memory\n"
-            "def workload():\n"
-            "    from dengine_sm.conformance import KeyValueWorkload\n"
-            "    return KeyValueWorkload(name='mine')\n"
-            "@hookimpl\n"
-            "def dengine_sm_backends():\n"
-            "    return [Backend('own', create_memory, workload=workload, detects_damage=False)]\n",
-        )
-
-        subject = subject_of_backend("own")
-
-        assert (subject.workload.name, subject.limits) == ("mine", None)
-        assert (subject.keeps_state_in_memory, subject.detects_damage) == (False, False)
-        assert (subject.distribution, subject.version) == ("kit-toy-own", "1.5")
-        assert header_of_backend("own") == (
-            "state machine: own 1.5 · contract 1 · durability ON_FLUSH · "
-            "get_multi, scan_prefix, detects no damage"
-        )
-
-    @pytest.mark.parametrize(
-        ("fields", "error", "message"),
-        [
-            ("", ConfigError, "is not key-value and registers no workload"),
-            (
-                ", workload=lambda: 5",
-                BackendLoadError,
-                "its workload 5 has no name, is_key_value, commands, model, observe, "
-                "observe_at_once; expected a dengine_sm.conformance.Workload",
-            ),
-            (
-                ", workload=lambda: 1 / 0",
-                BackendLoadError,
-                "its workload function failed: ZeroDivisionError: division by zero",
-            ),
-            (
-                ", durability=lambda options: 1 / 0, limits=Limits()",
-                BackendLoadError,
-                "its durability function failed: ZeroDivisionError: division by zero",
-            ),
-            (", contract_version=2", ContractViolationError, "expected contract 1"),
-        ],
-    )
-    def test_what_cannot_be_checked_is_refused(
-        self, fields: str, error: type[Exception], message: str, install: Install
-    ) -> None:
-        install(
-            "odd",
-            "from dengine_sm.backends import create_memory\n"
-            "@hookimpl\n"
-            "def dengine_sm_backends():\n"
-            f"    return [Backend('odd', create_memory{fields})]\n",
-        )
-
-        with pytest.raises(error) as caught:
-            subject_of_backend("odd")
-
-        assert "backend 'odd' (kit-toy-odd 1.5)" in str(caught.value)
-        assert message in str(caught.value)
-
-    def test_a_structure_that_is_wrong_is_refused_before_the_run(self, install: Install) -> None:
-        install(
-            "bare",
-            "@hookimpl\n"
-            "def dengine_sm_backends():\n"
-            "    return [Backend('bare', lambda data_dir, options: object(), limits=Limits())]\n",
-        )
-
-        result = call("bare")
-
-        assert result.exit_code == exit_codes.CONFIG
-        assert "breaks contract 1 in 20 places" in result.stderr
-
-    def test_options_that_are_no_json_cost_only_the_checks_that_need_a_process(self) -> None:
-        subject = subject_of_backend("file", {"durability": Durability.PER_APPLY})
-
-        assert subject.maker is None
-        assert subject.durability is Durability.PER_APPLY
-
-    def test_the_header_of_what_cannot_be_used_says_why(self) -> None:
-        assert header_of_backend("nope").startswith(
-            "state machine: nope: no state machine backend named 'nope'"
-        )
-        assert header_of_backend("file", ["x"]) == (
-            "state machine: file: expected K=V, observed 'x'"
-        )
-        with pytest.raises(BackendNotFoundError):
-            subject_of_backend("nope")
