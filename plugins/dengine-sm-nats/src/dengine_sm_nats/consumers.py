@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
@@ -36,6 +37,21 @@ async def make_consumer(
         inactive_threshold=5.0,
     )
     return await js.add_consumer(stream, config, timeout=2.0)
+
+
+def is_status(msg: Msg) -> bool:
+    """Tell whether a delivery is no message of the stream, but a word of the server's."""
+    return msg.headers is not None and msg.headers.get("Status") == "100"
+
+
+def question_of(status: Msg) -> str | None:
+    """Return where a status wants an answer, without which the server sends no more.
+
+    Flow control asks in its reply subject; a heartbeat, which has none, repeats a question that
+    was lost in `Nats-Consumer-Stalled`. Source: NATS ADR-15.
+    """
+    headers = status.headers or {}
+    return status.reply or headers.get("Nats-Consumer-Stalled") or None
 
 
 async def drop_consumer(client: Client, stream: str, name: str) -> None:

@@ -24,7 +24,7 @@ from nats.js.api import ConsumerInfo, StreamInfo
 
 from dengine_sm_nats.checks import Finding, damaged_copy
 from dengine_sm_nats.connection import connect, patiently, server_errors
-from dengine_sm_nats.consumers import drop_consumer, make_consumer
+from dengine_sm_nats.consumers import drop_consumer, is_status, make_consumer, question_of
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.reader import place_of
 
@@ -219,8 +219,8 @@ async def _read(client: Client, arrived: asyncio.Queue[Msg], copy: Copy) -> Asyn
                 msg = await arrived.get()
         except TimeoutError:
             return
-        if msg.headers and msg.headers.get("Status") == "100":
-            if question := msg.reply or msg.headers.get("Nats-Consumer-Stalled"):
+        if is_status(msg):
+            if question := question_of(msg):
                 await client.publish(question)
             elif loop.time() - given_s > _SILENCE_S:
                 break

@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from dengine_sm import LogGapError
-from dengine_sm_nats.consumers import drop_consumer, make_consumer
+from dengine_sm_nats.consumers import drop_consumer, is_status, make_consumer, question_of
 
 _HEARTBEAT_S = 1.0
 _RETRY_PAUSE_S = 0.1
@@ -184,21 +184,20 @@ class Reader:
 
     async def _on_message(self, msg: Msg) -> None:
         self._heard_s = asyncio.get_running_loop().time()
-        headers = msg.headers
-        if headers and headers.get("Status") == "100":
-            self._on_status(msg, headers)
+        if is_status(msg):
+            self._on_status(msg)
         else:
             sequence, timestamp_ms = place_of(msg.reply)
             self._arrived.append(Message(sequence, timestamp_ms, msg.data))
         self._wake.set()
 
-    def _on_status(self, msg: Msg, headers: dict[str, str]) -> None:
-        if msg.reply:
-            self._arrived.append(_Question(msg.reply))
-            return
-        if stalled := headers.get("Nats-Consumer-Stalled"):
-            self._arrived.append(_Question(stalled))
-        self._delivered = int(headers.get("Nats-Last-Stream", "0"))
+    def _on_status(self, msg: Msg) -> None:
+        if question := question_of(msg):
+            self._arrived.append(_Question(question))
+        if not msg.reply:
+            # A heartbeat.
+            headers = msg.headers or {}
+            self._delivered = int(headers.get("Nats-Last-Stream", "0"))
 
     async def _wait(self) -> None:
         """Wait until something arrived, or raise when this consumer says nothing more."""
