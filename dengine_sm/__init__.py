@@ -65,10 +65,8 @@ from dengine_sm.model import (
 if TYPE_CHECKING:
     from dengine_sm.config import NodeConfig, load_config
     from dengine_sm.handler import StateMachineHandler
-    from dengine_sm.loader import create_commit_log, create_state_machine
-    from dengine_sm.node import Node, NodeStatus
-    from dengine_sm.node_builder import NodeBuilder
-    from dengine_sm.plugins import installed_backends
+    from dengine_sm.loader import create_commit_log, create_state_machine, installed_backends
+    from dengine_sm.node import Node, NodeBuilder, NodeStatus
     from dengine_sm.session import Session, open_session
 
 __all__ = [
@@ -141,14 +139,14 @@ __all__ = [
 
 _HOMES = {
     "Node": "node",
-    "NodeBuilder": "node_builder",
+    "NodeBuilder": "node",
     "NodeConfig": "config",
     "NodeStatus": "node",
     "Session": "session",
     "StateMachineHandler": "handler",
     "create_commit_log": "loader",
     "create_state_machine": "loader",
-    "installed_backends": "plugins",
+    "installed_backends": "loader",
     "load_config": "config",
     "open_session": "session",
 }

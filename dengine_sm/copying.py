@@ -31,9 +31,8 @@ from dengine_sm.errors import (
 )
 from dengine_sm.files import DirectoryLock, default_file_system, names_in, sync_directory
 from dengine_sm.files.filesystem import storage_errors
-from dengine_sm.loader import create_state_machine, structure_options
+from dengine_sm.loader import create_state_machine, find_backend, structure_options
 from dengine_sm.model import Durability, LogId, SnapshotMetadata
-from dengine_sm.plugins import find_backend
 
 WORK_SUFFIX = ".partial"
 MARKER = "dengine-sm-copy.lock"

@@ -29,8 +29,7 @@ from dengine_sm.files import write_checked_file
 from dengine_sm.kv import Put, encode_command
 from dengine_sm.log.embedded import EmbeddedLog
 from dengine_sm.model import Entry, Limits, LogId, Outcome
-from dengine_sm.node import Node
-from dengine_sm.node_builder import NodeBuilder
+from dengine_sm.node import Node, NodeBuilder
 from dengine_sm.server import NodeServer
 
 LIMIT_FILE_SIZE = (

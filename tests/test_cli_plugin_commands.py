@@ -11,8 +11,7 @@ from toy_site import Site
 
 from dengine_sm.cli import exit_codes, main
 from dengine_sm.errors import BackendConflictError, BackendLoadError, BackendNotFoundError
-from dengine_sm.loader import create_command
-from dengine_sm.plugins import installed_commands
+from dengine_sm.loader import create_command, installed_commands
 
 TWIN = (
     "@hookimpl\ndef dengine_sm_commands():\n"

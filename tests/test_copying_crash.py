@@ -67,7 +67,7 @@ class TestInterrupted:
         source = BackendDirectory(one, fill(one, root / "source", entries(60)))
         target = BackendDirectory(other, root / "target")
         expected = look(one, source.directory)
-        monkeypatch.setattr("dengine_sm.loader.run_preflight", lambda *_, **__: [])
+        monkeypatch.setattr("dengine_sm.loader.creating.run_preflight", lambda *_, **__: [])
         is_whole: list[bool] = []
 
         with killer(source, target) as kill:

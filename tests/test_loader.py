@@ -21,9 +21,15 @@ from dengine_sm.errors import (
     ContractViolationError,
 )
 from dengine_sm.hookspecs import Backend, LogEngine
-from dengine_sm.loader import create_commit_log, create_state_machine, structure_options
+from dengine_sm.loader import (
+    create_commit_log,
+    create_state_machine,
+    find_backend,
+    installed_backends,
+    installed_commit_logs,
+    structure_options,
+)
 from dengine_sm.model import Durability
-from dengine_sm.plugins import find_backend, installed_backends, installed_commit_logs
 
 Install = Callable[..., Path]
 

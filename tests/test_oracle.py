@@ -21,7 +21,7 @@ from dengine_sm.client import Client
 from dengine_sm.config import NodeConfig, NodeSection, SnapshotSection
 from dengine_sm.kv import KeyValueStateMachine
 from dengine_sm.model import Outcome
-from dengine_sm.node_builder import NodeBuilder
+from dengine_sm.node import NodeBuilder
 from dengine_sm.server import NodeServer
 
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from dengine_sm import ApplyResult, LogIdRange, Outcome
-from dengine_sm.proposals import Block, ProposalTracker, Singles
+from dengine_sm.node.proposals import Block, ProposalTracker, Singles
 
 
 async def test_results_meet_their_waiters_in_any_interleaving():

@@ -12,7 +12,7 @@ import pytest
 from dengine_sm import LogIdRange, NotRunningError, ProposalOutcomeUnknown
 from dengine_sm.config import NodeSection
 from dengine_sm.log.embedded import EmbeddedLog
-from dengine_sm.proposing import Proposer
+from dengine_sm.node.proposing import Proposer
 
 STOPPED = ProposalOutcomeUnknown("the node stopped")
 

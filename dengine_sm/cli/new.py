@@ -133,7 +133,7 @@ def new(name: str, kind: str, directory: Path | None, as_json: bool) -> None:
 
 
 def _refuse_taken(name: str) -> None:
-    from dengine_sm.plugins import installed_backends
+    from dengine_sm.loader import installed_backends
 
     for found in installed_backends():
         if found.name == name:

@@ -47,7 +47,7 @@ def _plugin_command(ctx: click.Context, name: str) -> click.Command | None:
 
 
 def _refuse_when_plugins_are_missing(ctx: click.Context, name: str) -> None:
-    from dengine_sm.plugins import installed_commands
+    from dengine_sm.loader import installed_commands
 
     broken = [str(item.error) for item in installed_commands() if item.command is None]
     if broken and not ctx.resilient_parsing:
@@ -56,7 +56,7 @@ def _refuse_when_plugins_are_missing(ctx: click.Context, name: str) -> None:
 
 
 def _help_rows(built_in: set[str]) -> list[tuple[str, str]]:
-    from dengine_sm.plugins import installed_commands
+    from dengine_sm.loader import installed_commands
 
     rows = {}
     for item in installed_commands():

@@ -18,7 +18,7 @@ from dengine_sm.cli.target import json_option
 
 if TYPE_CHECKING:
     from dengine_sm.hookspecs import Backend
-    from dengine_sm.plugins import InstalledBackend
+    from dengine_sm.loader import InstalledBackend
 
 _COLUMNS = ("name", "distribution", "version", "durability", "summary", "error")
 
@@ -27,7 +27,7 @@ _COLUMNS = ("name", "distribution", "version", "durability", "summary", "error")
 @json_option
 def backends(as_json: bool) -> None:
     """List the installed backends, broken ones included; exit code 3 if any is broken."""
-    from dengine_sm.plugins import installed_backends
+    from dengine_sm.loader import installed_backends
 
     rows = [_row(found) for found in installed_backends()]
     if as_json:

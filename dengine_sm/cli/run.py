@@ -68,7 +68,7 @@ def run(
 
 
 async def _serve(config: NodeConfig, as_json: bool) -> None:
-    from dengine_sm.node_builder import NodeBuilder
+    from dengine_sm.node import NodeBuilder
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

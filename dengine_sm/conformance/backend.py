@@ -16,9 +16,14 @@ from dengine_sm.conformance.subject import Subject
 from dengine_sm.conformance.workload import Workload
 from dengine_sm.errors import BackendLoadError, ConfigError, DEngineError
 from dengine_sm.hookspecs import Backend
-from dengine_sm.loader import create_state_machine, structure_options
+from dengine_sm.loader import (
+    InstalledBackend,
+    create_state_machine,
+    find_backend,
+    installed_backends,
+    structure_options,
+)
 from dengine_sm.model import Durability
-from dengine_sm.plugins import InstalledBackend, find_backend, installed_backends
 
 _WORKLOAD = ("name", "is_key_value", "commands", "model", "observe", "observe_at_once")
 

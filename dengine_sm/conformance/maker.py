@@ -47,8 +47,7 @@ class Maker:
     def resolve(self) -> OpenStateMachine:
         """Return the factory; called in the new process."""
         if self.kind == "installed":
-            from dengine_sm.loader import structure_options
-            from dengine_sm.plugins import find_backend
+            from dengine_sm.loader import find_backend, structure_options
 
             backend = find_backend(self.name)
             options = structure_options(backend, dict(self.options))

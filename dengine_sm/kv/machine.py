@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from dengine_sm.bookkeeping import TermHistory, check_advance, check_chunk
 from dengine_sm.codec import (
@@ -60,8 +59,6 @@ from dengine_sm.snapshot import (
     verify_snapshot,
     write_portable,
 )
-
-T = TypeVar("T")
 
 
 class KeyValueStateMachine:

@@ -1,4 +1,4 @@
-"""The rows of a key-value machine: its bookkeeping, and its state as snapshots hold it."""
+"""Rows of a key-value machine: its bookkeeping, its state as snapshots hold it."""
 
 from __future__ import annotations
 

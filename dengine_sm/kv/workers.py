@@ -1,4 +1,4 @@
-"""Threads of a machine that do what would hold up the event loop, one for each kind of work."""
+"""Threads for what would hold up the event loop, one for each kind of work."""
 
 from __future__ import annotations
 

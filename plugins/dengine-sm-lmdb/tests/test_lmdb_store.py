@@ -381,7 +381,7 @@ def test_a_forked_child_finds_all_closed_and_leaves_it_to_its_parent(tmp_path):
 def test_listing_the_backends_does_not_load_the_engine():
     code = """
     import sys
-    from dengine_sm.plugins import installed_backends
+    from dengine_sm.loader import installed_backends
     assert "lmdb" in {item.name for item in installed_backends()}
     assert "lmdb" not in sys.modules
     """

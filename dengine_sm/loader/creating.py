@@ -20,8 +20,8 @@ from dengine_sm.hookspecs import (
     CliCommand,
     LogEngine,
 )
+from dengine_sm.loader.installed import Plugin, find, told
 from dengine_sm.log.contract import CommitLog
-from dengine_sm.plugins import Plugin, find, told
 from dengine_sm.preflight import key_value_commands, run_preflight
 from dengine_sm.structuring import structure
 from dengine_sm.validation import Finding, check_structure, violation

@@ -9,7 +9,7 @@ from dengine_sm.contract import StateMachine
 from dengine_sm.errors import ConfigError
 from dengine_sm.loader import create_commit_log, create_state_machine
 from dengine_sm.log.contract import CommitLog
-from dengine_sm.node import Node
+from dengine_sm.node.node import Node
 from dengine_sm.validation import check_structure, violation
 
 

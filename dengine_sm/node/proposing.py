@@ -11,7 +11,7 @@ from dengine_sm.errors import DEngineError, NotRunningError, ProposalOutcomeUnkn
 from dengine_sm.futures import look_at_error
 from dengine_sm.log.contract import CommitLog
 from dengine_sm.model import ApplyResult
-from dengine_sm.proposals import Block, ProposalTracker, Singles, Waiter
+from dengine_sm.node.proposals import Block, ProposalTracker, Singles, Waiter
 
 
 class Proposer:

@@ -30,11 +30,11 @@ from dengine_sm.model import (
     ScanResult,
     SnapshotMetadata,
 )
-from dengine_sm.proposing import Proposer
-from dengine_sm.read_rounds import ReadRounds
+from dengine_sm.node.proposing import Proposer
+from dengine_sm.node.read_rounds import ReadRounds
+from dengine_sm.node.snapshot_taking import SnapshotTaker
 from dengine_sm.session import Session, open_session
 from dengine_sm.snapshot import SnapshotStore
-from dengine_sm.snapshot_taking import SnapshotTaker
 
 logger = logging.getLogger("dengine_sm.node")
 
