@@ -104,15 +104,19 @@ class SmallFileStore(FileStore):
 
 
 class GhostStore(SmallFileStore):
-    """After an install the log gets the rows of this process that the snapshot lacks."""
+    """With the first write after an install, the log gets the rows that the snapshot lacks."""
 
     def open(self):
-        self.ever, self.ghosts = {}, {}
+        self.ever, self.ghosts, self.due = {}, {}, False
         super().open()
 
     def write(self, batch):
         self.ever.update({k: v for k, v in batch.data.items() if v is not None})
         super().write(batch)
+        if self.due:
+            # Not within the install: a kill in it would be a matter of SNAP-7.
+            self.due = False
+            self._log.append(_encode_batch(WriteBatch(self.ghosts)))
 
     def replace_all(self, batches):
         batches = list(batches)
@@ -120,7 +124,7 @@ class GhostStore(SmallFileStore):
         if is_install(batches):
             here = {key for batch in batches for key in batch.data}
             self.ghosts = {k: v for k, v in self.ever.items() if k not in here}
-            self._log.append(_encode_batch(WriteBatch(self.ghosts)))
+            self.due = bool(self.ghosts)
 
     def close(self):
         if self._log is not None and self.ghosts:
