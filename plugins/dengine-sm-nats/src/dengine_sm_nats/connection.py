@@ -20,6 +20,7 @@ from dengine_sm_nats.checks import check_version
 from dengine_sm_nats.options import NatsLogOptions
 
 _RETRY_PAUSE_S = 0.1
+_NO_PEERS = 10005
 _CREDENTIALS = ("NATS USER JWT", "USER NKEY SEED")
 _PASSING = (
     TimeoutError,
@@ -156,10 +157,19 @@ async def patiently(work: Callable[[], Awaitable[Value]], timeout_s: float) -> V
     while True:
         try:
             return await work()
-        except _PASSING:
+        except Exception as exc:
+            if not _is_passing(exc):
+                raise
             if asyncio.get_running_loop().time() >= deadline_s:
                 raise
         await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+def _is_passing(exc: Exception) -> bool:
+    if isinstance(exc, nats.js.errors.APIError) and exc.err_code == _NO_PEERS:
+        # A server that has just started is not known to the others as long as it is "offline".
+        return "offline" in (exc.description or "")
+    return isinstance(exc, _PASSING)
 
 
 @contextlib.contextmanager
