@@ -11,27 +11,14 @@ import attrs
 import pytest
 
 from dengine_sm.backends.file_store import FileStore
+from dengine_sm.conformance.power import UnsyncedFileSystem
 from dengine_sm.errors import CorruptionError
-from dengine_sm.files import OsFileSystem
 from dengine_sm.kv import Delete, KeyValueStateMachine, Put, encode_command
 from dengine_sm.log.embedded import EmbeddedLog, EmbeddedLogOptions
 from dengine_sm.model import Entry, SnapshotMetadata
 
 Tree = dict[str, bytes]
 State = tuple[tuple[bytes, bytes], ...]
-
-
-class QuickFileSystem(OsFileSystem):
-    """Does not sync: nothing loses power here, and the damage is done by hand."""
-
-    def fsync(self, fd: int) -> None:
-        pass
-
-    def fdatasync(self, fd: int) -> None:
-        pass
-
-    def sync_directory(self, path: Path) -> None:
-        pass
 
 
 @attrs.frozen
@@ -91,7 +78,9 @@ def check_error(error: CorruptionError, directory: Path, damage: Damage) -> None
 
 
 def machine_on(directory: Path) -> KeyValueStateMachine:
-    store = FileStore(directory, segment_bytes=500, checkpoint_bytes=1 << 30, fs=QuickFileSystem())
+    store = FileStore(
+        directory, segment_bytes=500, checkpoint_bytes=1 << 30, fs=UnsyncedFileSystem()
+    )
     return KeyValueStateMachine(store)
 
 

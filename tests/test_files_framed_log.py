@@ -6,10 +6,11 @@ import os
 import threading
 
 import pytest
-from framed_logs import Unsynced, opened, segments_of
+from framed_logs import opened, segments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dengine_sm.conformance.power import UnsyncedFileSystem
 from dengine_sm.errors import CorruptionError, LogGapError, StorageError
 from dengine_sm.files import FramedLog, LogRecord, RecoveryReport
 
@@ -113,7 +114,9 @@ records = st.tuples(st.binary(max_size=80), st.integers(1, 5))
 def test_what_is_appended_is_read_after_every_reopening(
     tmp_path_factory, batches, segment_bytes, first
 ):
-    log = FramedLog(tmp_path_factory.mktemp("log"), segment_bytes=segment_bytes, fs=Unsynced())
+    log = FramedLog(
+        tmp_path_factory.mktemp("log"), segment_bytes=segment_bytes, fs=UnsyncedFileSystem()
+    )
     expected: list[LogRecord] = []
     following = first
 

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from framed_logs import Unsynced, opened, segments_of
+from framed_logs import opened, segments_of
 
+from dengine_sm.conformance.power import UnsyncedFileSystem
 from dengine_sm.errors import CorruptionError, StorageFormatError
 from dengine_sm.files import FramedLog, RecoveryReport
 from dengine_sm.files import frames as layout
@@ -56,7 +57,7 @@ def recovered(
 ) -> tuple[RecoveryReport, list[bytes]] | None:
     """Return what a log with these files holds, or None for damage that is refused."""
     lay_out(directory, files)
-    log = FramedLog(directory, segment_bytes=130, fs=Unsynced())
+    log = FramedLog(directory, segment_bytes=130, fs=UnsyncedFileSystem())
     try:
         report = log.open()
     except CorruptionError as exc:

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dengine_sm.files import FramedLog, OsFileSystem
-
-
-class Unsynced(OsFileSystem):
-    """The real file system without its waits; power loss has its own test."""
-
-    def fsync(self, fd: int) -> None:
-        pass
-
-    def fdatasync(self, fd: int) -> None:
-        pass
-
-    def sync_directory(self, path: Path) -> None:
-        pass
+from dengine_sm.conformance.power import UnsyncedFileSystem
+from dengine_sm.files import FramedLog
 
 
 def opened(directory: Path, segment_bytes: int = 64 << 20, first_sequence: int = 1) -> FramedLog:
-    log = FramedLog(directory, segment_bytes=segment_bytes, fs=Unsynced())
+    log = FramedLog(directory, segment_bytes=segment_bytes, fs=UnsyncedFileSystem())
     log.open(first_sequence)
     return log
 
