@@ -75,14 +75,14 @@ class Cluster:
 
 
 async def kill_leader(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
-    number = await cluster.leader()
-    await asyncio.to_thread(cluster.servers.kill, number)
-    await asyncio.sleep(rng.uniform(0, 2))
-    await asyncio.to_thread(cluster.servers.start_one, number)
+    await _kill_server(cluster, await cluster.leader(), rng)
 
 
 async def kill_server(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
-    number = rng.randrange(3)
+    await _kill_server(cluster, rng.randrange(3), rng)
+
+
+async def _kill_server(cluster: Cluster, number: int, rng: random.Random) -> None:
     await asyncio.to_thread(cluster.servers.kill, number)
     await asyncio.sleep(rng.uniform(0, 2))
     await asyncio.to_thread(cluster.servers.start_one, number)
@@ -122,10 +122,7 @@ async def cut_off_leader(cluster: Cluster, rng: random.Random, pause_s: float) -
 
 
 async def wipe_server(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
-    number = rng.randrange(3)
-    await asyncio.to_thread(cluster.servers.kill, number)
-    await asyncio.to_thread(cluster.servers.wipe, number)
-    await asyncio.to_thread(cluster.servers.start_one, number)
+    await _wipe_server(cluster, rng.randrange(3))
 
 
 async def flip_bits(cluster: Cluster, rng: random.Random, pause_s: float) -> None:
@@ -140,10 +137,10 @@ async def flip_bits(cluster: Cluster, rng: random.Random, pause_s: float) -> Non
             block.write_bytes(content)
     await asyncio.to_thread(cluster.servers.start_one, number)
     await asyncio.sleep(pause_s)
-    await wipe_server_number(cluster, number)
+    await _wipe_server(cluster, number)
 
 
-async def wipe_server_number(cluster: Cluster, number: int) -> None:
+async def _wipe_server(cluster: Cluster, number: int) -> None:
     await asyncio.to_thread(cluster.servers.kill, number)
     await asyncio.to_thread(cluster.servers.wipe, number)
     await asyncio.to_thread(cluster.servers.start_one, number)
