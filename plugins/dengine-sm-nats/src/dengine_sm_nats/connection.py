@@ -158,9 +158,7 @@ async def patiently(work: Callable[[], Awaitable[Value]], timeout_s: float) -> V
         try:
             return await work()
         except Exception as exc:
-            if not _is_passing(exc):
-                raise
-            if asyncio.get_running_loop().time() >= deadline_s:
+            if not _is_passing(exc) or asyncio.get_running_loop().time() >= deadline_s:
                 raise
         await asyncio.sleep(_RETRY_PAUSE_S)
 

@@ -23,10 +23,11 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo, StreamInfo
 
 from dengine_sm_nats.checks import Finding, damaged_copy
-from dengine_sm_nats.connection import connect, patiently, server_errors
+from dengine_sm_nats.connection import connect, server_errors
 from dengine_sm_nats.consumers import drop_consumer, is_status, make_consumer, question_of
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.reader import place_of
+from dengine_sm_nats.stream import ask_for_stream
 
 Progress = Callable[[str, int, int], None]
 """Told a server's name, how many messages of its copy were read, and how many there are."""
@@ -77,10 +78,10 @@ async def survey_copies(
     try:
         with server_errors("read the copies of the stream", "nothing was changed"):
             js = client.jetstream()
-            info = await _ask_for(js, options)
+            info = await ask_for_stream(js, options)
             copies = await _read_all(client, js, info, on_progress)
             # What was purged meanwhile is missing from those that were read last.
-            first = max(1, (await _ask_for(js, options)).state.first_seq)
+            first = max(1, (await ask_for_stream(js, options)).state.first_seq)
     finally:
         await client.close()
     unread = [
@@ -130,10 +131,6 @@ def compare_copies(
         for name, sequences in by_name.items()
         if sequences
     ]
-
-
-async def _ask_for(js: JetStreamContext, options: NatsLogOptions) -> StreamInfo:
-    return await patiently(lambda: js.stream_info(options.stream), options.outcome_timeout_s)
 
 
 async def _read_all(

@@ -26,7 +26,7 @@ from dengine_sm_nats.connection import connect, patiently, server_errors
 from dengine_sm_nats.options import NatsLogOptions
 from dengine_sm_nats.positions import Position
 from dengine_sm_nats.published import SnapshotBoard
-from dengine_sm_nats.stream import LogStream, log_stream, stream_config
+from dengine_sm_nats.stream import LogStream, ask_for_stream, log_stream, stream_config
 
 _NODE = "seed"
 
@@ -101,7 +101,7 @@ async def _make_new(
     )
     with server_errors(f"make the stream {name!r}", "nothing was changed"):
         with contextlib.suppress(nats.js.errors.NotFoundError):
-            info = await patiently(lambda: js.stream_info(name), options.outcome_timeout_s)
+            info = await ask_for_stream(js, options)
             raise CommitLogError(
                 f"stream {name!r} exists and holds {info.state.messages} messages: expected a name "
                 "that is free, since a state from elsewhere begins a log of its own; nothing was "

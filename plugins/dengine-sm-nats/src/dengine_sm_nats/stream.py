@@ -92,6 +92,16 @@ async def open_stream(js: JetStreamContext, options: NatsLogOptions) -> LogStrea
     return log_stream(info)
 
 
+async def ask_for_stream(js: JetStreamContext, options: NatsLogOptions) -> StreamInfo:
+    """Return what a leader says of the stream; waits while the servers elect one.
+
+    Raises:
+        nats.js.errors.NotFoundError: there is no such stream.
+        nats.errors.Error, TimeoutError: no leader answered within `outcome_timeout_s`.
+    """
+    return await patiently(lambda: js.stream_info(options.stream), options.outcome_timeout_s)
+
+
 async def _find_or_make(js: JetStreamContext, config: StreamConfig) -> StreamInfo:
     try:
         return await js.stream_info(str(config.name))
