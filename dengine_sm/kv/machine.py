@@ -29,10 +29,7 @@ from dengine_sm.errors import (
     StateMachinePoisonedError,
     StorageError,
 )
-from dengine_sm.kv.execution import (
-    Execution,
-    first_deadline,
-)
+from dengine_sm.kv.execution import Execution, first_deadline
 from dengine_sm.kv.results import ChunkResults
 from dengine_sm.kv.rows import (
     APPLIED,

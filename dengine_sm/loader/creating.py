@@ -11,15 +11,8 @@ import attrs
 
 from dengine_sm.certificate import PROFILES, BackendIdentity, check_certificate, identify
 from dengine_sm.contract import CONTRACT_VERSION, StateMachine
-from dengine_sm.errors import (
-    BackendLoadError,
-    ConfigError,
-)
-from dengine_sm.hookspecs import (
-    Backend,
-    CliCommand,
-    LogEngine,
-)
+from dengine_sm.errors import BackendLoadError, ConfigError
+from dengine_sm.hookspecs import Backend, CliCommand, LogEngine
 from dengine_sm.loader.installed import Plugin, find, told
 from dengine_sm.log.contract import CommitLog
 from dengine_sm.preflight import key_value_commands, run_preflight
